@@ -1,0 +1,227 @@
+"""Every setting of every stage: frozen, validated, and an error where a key is unknown.
+
+The docstring under a field is its help on the command line.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from hawkeye.errors import ConfigError
+
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def parse_duration(value: object) -> float:
+    """Seconds from `"90s"`, `"60m"`, `"1.5h"` or a number of seconds."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", str(value).strip())
+    if match is None:
+        raise ValueError(f"got {value!r}, expected a duration like 90s, 60m or 1.5h")
+    return float(match[1]) * _UNITS[match[2] or "s"]
+
+
+Seconds = Annotated[float, BeforeValidator(parse_duration), Field(ge=0)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+ImageSize = Annotated[int, Field(ge=64, le=1280, multiple_of=32)]
+_Stage = TypeVar("_Stage", bound="StageConfig")
+
+
+class Config(BaseModel):
+    """Base of all settings."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
+
+    @classmethod
+    def build(cls, **values: Any) -> Self:
+        """Make one from keywords; a value that does not fit is a ConfigError, not a pydantic traceback."""
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            raise config_error(error) from None
+
+    def with_(self, **changes: Any) -> Self:
+        """A validated copy with some values changed."""
+        return type(self).build(**{**{name: getattr(self, name) for name in type(self).model_fields}, **changes})
+
+
+class StageConfig(Config):
+    """What every stage over pictures needs."""
+
+    data: Path | None = None
+    """data.yaml of a YOLO data set; training pictures come from its `train` entry."""
+    images: Path | None = None
+    """Folder of unlabelled pictures, instead of or beside --data."""
+    imgsz: ImageSize | None = None
+    """Side of the square network input in pixels; the model's own size when left out."""
+    seed: int = 0
+    """Seed of everything random."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where the network is computed."""
+
+
+class PruneConfig(StageConfig):
+    """Structured pruning: how much, and by which measure of importance."""
+
+    flops: Annotated[float, Field(gt=0)] = 0.7
+    """Upper bound on the fraction of multiply-accumulates kept."""
+    params: Annotated[float, Field(gt=0)] = 0.7
+    """Upper bound on the fraction of parameters kept."""
+    method: Literal["obs", "l1", "bn", "taylor"] = "obs"
+    """Saliency: optimal brain surgeon with compensation, group L1 norm, BatchNorm scale, or Taylor on the loss."""
+    align: Annotated[int, Field(ge=1, le=64)] = 8
+    """Widths are multiples of this."""
+    samples: Annotated[int, Field(ge=8)] = 128
+    """Training pictures that the saliency is measured on."""
+    rounds: Annotated[int, Field(ge=1, le=16)] = 4
+    """Small steps in which obs reaches the bounds; everything is measured again after each."""
+
+
+class RecoverConfig(StageConfig):
+    """Recovery by distillation from the original, with labels beside it where there are any."""
+
+    budget: Seconds = 3600.0
+    """Wall clock for training, as 90s, 60m or 1.5h."""
+    steps: Annotated[int, Field(ge=1)] | None = None
+    """Stop after this many steps instead of by the clock; makes a run repeatable to the bit."""
+    batch: Annotated[int, Field(ge=1)] = 16
+    """Pictures per step."""
+    lr: Annotated[float, Field(gt=0)] = 5e-5
+    """Peak learning rate of AdamW."""
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Fraction of the run spent warming up."""
+    head_frozen: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Fraction of the run that trains the trunk with the head frozen, first."""
+    mosaic: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Probability of a mosaic of four pictures."""
+    labels: Annotated[float, Field(ge=0)] = 0.1
+    """Weight of the detection loss beside distillation, for labelled pictures."""
+    features: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the distance between features on the kept channels."""
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    """Decay of the averaged weights that are kept."""
+    freeze_bn: bool = True
+    """Keep BatchNorm's running statistics as they are."""
+    holdout: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
+    """Share of the training pictures set aside to choose the best weights on."""
+    checks: Annotated[int, Field(ge=1)] = 10
+    """How often the weights are judged on the held-out training pictures."""
+
+
+class QuantizeConfig(StageConfig):
+    """INT8."""
+
+    mode: Literal["ptq"] = "ptq"
+    """How: calibration after training (ptq). Quantization-aware training will take its place beside it."""
+    samples: Annotated[int, Field(ge=10)] = 300
+    """Training pictures to calibrate on; fewer are used, with a warning, where there are fewer."""
+
+
+class ExportConfig(StageConfig):
+    """ONNX and OpenVINO."""
+
+    opset: Annotated[int, Field(ge=12, le=20)] = 17
+    """ONNX operator set."""
+    dynamic: bool = False
+    """Leave batch and picture size open."""
+    simplify: bool = True
+    """Fold constants and drop what computes nothing in the ONNX graph."""
+    tolerance: Annotated[float, Field(gt=0)] = 1e-2
+    """Largest allowed difference to the network in PyTorch: scores as they are, boxes as a fraction of imgsz / 100."""
+
+
+class EvaluateConfig(StageConfig):
+    """Accuracy on labelled pictures."""
+
+    split: Literal["val", "train", "test"] = "val"
+    """Which pictures of the data set."""
+    conf: Annotated[float, Field(ge=0, lt=1)] = 0.001
+    """Detections below this score are dropped."""
+    iou: Annotated[float, Field(gt=0, lt=1)] = 0.7
+    """Overlap above which non-maximum suppression drops the weaker box."""
+    max_det: Annotated[int, Field(ge=1)] = 300
+    """Detections kept per picture."""
+    threads: Annotated[int, Field(ge=0)] = 0
+    """CPU threads of the runtime; 0 takes all cores."""
+
+
+class BenchmarkConfig(StageConfig):
+    """Latency, interleaved over all rows."""
+
+    runs: Annotated[int, Field(ge=3)] = 60
+    """Timed frames per row."""
+    warmup: Annotated[int, Field(ge=0)] = 5
+    """Frames before the clock starts."""
+    threads: Annotated[int, Field(ge=0)] = 0
+    """CPU threads of each runtime; 0 takes all cores."""
+    frame: tuple[int, int] = (1080, 1920)
+    """Height and width of the frame of the whole-frame figure, in pixels."""
+
+
+class GateConfig(Config):
+    """What a run must reach; a miss ends with exit code 3 and everything written."""
+
+    max_drop: float = 1.5
+    """Points of mAP@0.5 that pruned + INT8 may lose against the original."""
+
+
+class Recipe(Config):
+    """The whole description of a run of `hawkeye optimize`."""
+
+    schema_version: Literal[1] = 1
+    model: Path | None = None
+    """Checkpoint of the trained detector."""
+    data: Path | None = None
+    """data.yaml of a YOLO data set."""
+    images: Path | None = None
+    """Folder of unlabelled pictures."""
+    imgsz: ImageSize = 640
+    """Side of the square network input in pixels."""
+    seed: int = 0
+    """Seed of everything random."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where networks are trained."""
+    prune: PruneConfig = PruneConfig()
+    recover: RecoverConfig = RecoverConfig()
+    quantize: QuantizeConfig = QuantizeConfig()
+    export: ExportConfig = ExportConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    benchmark: BenchmarkConfig = BenchmarkConfig()
+    gates: GateConfig = GateConfig()
+
+    @classmethod
+    def load(cls, path: Path) -> Recipe:
+        """Read a TOML recipe.
+
+        Raises:
+            ConfigError: not TOML, an unknown key, or a value that does not fit.
+        """
+        try:
+            values = tomllib.loads(path.read_text())
+        except OSError as error:
+            raise ConfigError("cannot read the recipe", got=error, mend="name an existing .toml file") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path} is not TOML", got=error, mend="see configs/ for working recipes") from None
+        return cls.build(**values)
+
+    def stage(self, config: _Stage) -> _Stage:
+        """A stage's settings with the run's data, size, seed and device filled in."""
+        return config.with_(data=self.data, images=self.images, imgsz=self.imgsz, seed=self.seed, device=self.device)
+
+
+def config_error(error: ValidationError) -> ConfigError:
+    """One readable error out of pydantic's list."""
+    lines = []
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"]) or "value"
+        if item["type"] == "extra_forbidden":
+            lines.append(f"{where}: unknown key")
+        else:
+            lines.append(f"{where}: {item['msg']} (got {item.get('input')!r})")
+    return ConfigError("a setting cannot be used", got="; ".join(lines), mend="see `hawkeye COMMAND --help`")

@@ -1,0 +1,71 @@
+"""Where a figure was measured: processor, instruction set, memory, versions."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+# Flags that decide how fast INT8 and bfloat16 run, in the kernel's spelling.
+_INSTRUCTION_SETS = ("avx2", "fma", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
+_PACKAGES = (
+    "hawkeye", "numpy", "opencv-python-headless", "openvino", "faster-coco-eval",
+    "torch", "torchvision", "ultralytics-opencv-headless", "torch-pruning", "nncf", "onnx", "onnxruntime",
+)  # fmt: skip
+
+
+@functools.cache
+def instruction_sets() -> tuple[str, ...]:
+    """The vector instruction sets of this CPU that matter to inference; empty where the system does not tell."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return ()
+    flags = next((line for line in text.splitlines() if line.startswith(("flags", "Features"))), "").split()
+    return tuple(name for name in _INSTRUCTION_SETS if name in flags)
+
+
+@functools.cache
+def cpu_model() -> str:
+    """Name of the processor as the system tells it."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor() or "unknown"
+    line = next((line for line in text.splitlines() if line.startswith("model name")), "")
+    return line.partition(":")[2].strip() or platform.processor() or "unknown"
+
+
+def cpu_count() -> int:
+    """Cores that this process may use (respects affinity and containers' cpusets)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Versions of the installed packages that a figure depends on."""
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def describe() -> dict[str, Any]:
+    """Everything that a reader needs to judge a figure, JSON-ready."""
+    import psutil
+
+    return {
+        "cpu": cpu_model(),
+        "instruction_sets": list(instruction_sets()),
+        "cores": cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "os": platform.platform(),
+        "python": platform.python_version(),
+        "versions": dict(versions()),
+    }

@@ -1,0 +1,75 @@
+"""Letterbox and its inverse, and box overlap. Pure NumPy and OpenCV, no allocation beyond what is returned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+PAD_VALUE = 114  # grey that YOLO is trained with
+
+
+@dataclass(frozen=True, slots=True)
+class Letterbox:
+    """How a picture lies in a square canvas: scaled to fit, centred, the rest padded.
+
+    The rounding is that of Ultralytics' `LetterBox` and `scale_boxes` (8.4), so that boxes agree to the pixel.
+
+    Attributes:
+        source_hw: height and width of the picture in pixels.
+        size: side of the canvas in pixels.
+        scale: canvas pixels per picture pixel.
+        top, left: padding in canvas pixels.
+        inner_hw: height and width of the scaled picture in canvas pixels.
+    """
+
+    source_hw: tuple[int, int]
+    size: int
+    scale: float
+    top: int
+    left: int
+    inner_hw: tuple[int, int]
+
+    @classmethod
+    def fit(cls, source_hw: tuple[int, int], size: int) -> Letterbox:
+        """Place a picture of `source_hw` in a canvas of `size` x `size`."""
+        height, width = source_hw
+        scale = min(size / height, size / width)
+        inner = (max(1, round(height * scale)), max(1, round(width * scale)))
+        top, left = round((size - inner[0]) / 2 - 0.1), round((size - inner[1]) / 2 - 0.1)
+        return cls((height, width), size, scale, top, left, inner)
+
+    def apply_(self, image: NDArray[np.uint8], canvas: NDArray[np.uint8]) -> None:
+        """Scale `image` (H, W, 3) into `canvas` (size, size, 3), padding included, without allocating a frame."""
+        (h, w), top, left = self.inner_hw, self.top, self.left
+        canvas[:top] = PAD_VALUE
+        canvas[top + h :] = PAD_VALUE
+        canvas[top : top + h, :left] = PAD_VALUE
+        canvas[top : top + h, left + w :] = PAD_VALUE
+        inner = canvas[top : top + h, left : left + w]
+        if image.shape[:2] == (h, w):
+            inner[:] = image
+        else:
+            cv2.resize(image, (w, h), dst=inner, interpolation=cv2.INTER_LINEAR)
+
+    def to_source(self, xyxy: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Boxes (N, 4) from canvas pixels to picture pixels, clipped to the picture."""
+        height, width = self.source_hw
+        boxes = (xyxy - np.array([self.left, self.top] * 2, np.float32)) / np.float32(self.scale)
+        np.clip(boxes[:, 0::2], 0, width, out=boxes[:, 0::2])
+        np.clip(boxes[:, 1::2], 0, height, out=boxes[:, 1::2])
+        return boxes.astype(np.float32, copy=False)
+
+
+def iou_matrix(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Intersection over union of every box of `a` (N, 4) with every box of `b` (M, 4), as (N, M) float32."""
+    low = np.maximum(a[:, None, :2], b[None, :, :2])
+    high = np.minimum(a[:, None, 2:], b[None, :, 2:])
+    inter = np.clip(high - low, 0, None).prod(axis=2)
+    area_a = (a[:, 2:] - a[:, :2]).prod(axis=1)
+    area_b = (b[:, 2:] - b[:, :2]).prod(axis=1)
+    union = area_a[:, None] + area_b[None, :] - inter
+    iou: NDArray[np.float32] = (inter / np.maximum(union, 1e-9)).astype(np.float32)
+    return iou
