@@ -1,0 +1,439 @@
+"""The door to Ultralytics: checkpoints, fresh detectors, its loss and its augmentation. Nothing else imports it.
+
+Supported are YOLOv8-style detectors: Conv, C2f, SPPF, Bottleneck, Concat, Upsample and a Detect head with DFL.
+"""
+
+from __future__ import annotations
+
+import atexit
+import copy
+import datetime
+import io
+import os
+import shutil
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from hawkeye import __version__, artifact, environment
+from hawkeye.artifact import Artifact, ModelSpec
+from hawkeye.data import read_labels
+from hawkeye.errors import CheckpointError, ConfigError, DataError, MissingExtraError
+from hawkeye.records import RuntimeName
+
+
+def _quiet_() -> None:
+    """Keep Ultralytics off the network, pip and the terminal, and out of the user's home; before its import."""
+    os.environ.setdefault("YOLO_OFFLINE", "1")  # no telemetry, no look-ups
+    os.environ.setdefault("YOLO_AUTOINSTALL", "false")
+    os.environ.setdefault("YOLO_VERBOSE", "false")
+    if "YOLO_CONFIG_DIR" not in os.environ:
+        folder, owner = tempfile.mkdtemp(prefix="hawkeye-ultralytics-"), os.getpid()
+        os.environ["YOLO_CONFIG_DIR"] = folder
+        atexit.register(lambda: shutil.rmtree(folder, ignore_errors=True) if os.getpid() == owner else None)
+
+
+_quiet_()
+_opencv_threads = cv2.getNumThreads()
+try:
+    import torch
+    from torch import Tensor, nn
+    from ultralytics import __version__ as ultralytics_version
+    from ultralytics.cfg import DEFAULT_CFG_DICT, get_cfg
+    from ultralytics.data.dataset import YOLODataset
+    from ultralytics.nn.modules import SPPF, Bottleneck, C2f, Concat, Conv, Detect
+    from ultralytics.nn.modules.block import DFL
+    from ultralytics.nn.tasks import DetectionModel, torch_safe_load, yaml_model_load
+    from ultralytics.utils.loss import v8DetectionLoss
+except ImportError as error:
+    raise MissingExtraError("compress", error.name or "ultralytics") from error
+cv2.setNumThreads(_opencv_threads)  # Ultralytics switches OpenCV to one thread for the whole process
+
+_BLOCKS = (Conv, C2f, SPPF, Bottleneck, Concat, Detect, DFL, DetectionModel)
+_SUPPORTED = "a YOLOv8 detector: Conv, C2f, SPPF, Bottleneck and a Detect head"
+_HINT = "give the .pt of a YOLOv8 detector, as `yolo detect train` writes it"
+_MAX_BYTES = 4 << 30
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained detector.
+
+    Attributes:
+        model: stock DetectionModel, FP32, eval mode, BatchNorm unfused, no gradients asked for.
+        names: class names by index.
+        strides: pixels per cell of each output level.
+        imgsz: side in pixels that it was trained at.
+        path: the file.
+    """
+
+    model: DetectionModel
+    names: tuple[str, ...]
+    strides: tuple[int, ...]
+    imgsz: int
+    path: Path
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a YOLOv8 detection checkpoint.
+
+    A .pt is a pickle, so only a file that the user names is ever read, and only classes of torch.nn and Ultralytics
+    are reconstructed (`weights_only` with an allow-list): any other content is refused, not executed.
+
+    Raises:
+        CheckpointError: missing, not a checkpoint, truncated, another task, another family, fused or quantized.
+    """
+    path = Path(path)
+    _check_file(path)
+    try:
+        content, _ = torch_safe_load(str(path), safe_only=True)
+    except Exception as error:  # torch raises many kinds for damaged and for foreign files; all mean the same here
+        got = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
+        raise CheckpointError(f"{path} cannot be read as a checkpoint", got=got, expected=_SUPPORTED,
+                              mend=_HINT) from error  # fmt: skip
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} is no YOLO checkpoint", got=type(content).__name__, mend=_HINT)
+    if content.get("modelopt"):
+        raise CheckpointError(f"{path} is quantized", got="a quantization-aware checkpoint", expected="FP32 weights",
+                              mend="give the checkpoint from before quantization")  # fmt: skip
+    model = content.get("ema") or content.get("model")
+    if not isinstance(model, nn.Module):
+        raise CheckpointError(f"{path} holds no network", got=sorted(map(str, content))[:8], expected=_SUPPORTED,
+                              mend=_HINT)  # fmt: skip
+    _check_model(path, model)
+    model = model.float().eval().requires_grad_(False)
+    args = {**DEFAULT_CFG_DICT, **(content.get("train_args") or {})}
+    model.args, model.task = args, "detect"
+    for module in model.modules():
+        if isinstance(module, nn.Upsample) and not hasattr(module, "recompute_scale_factor"):
+            module.recompute_scale_factor = None  # weights saved before torch 1.11 lack it
+    imgsz = args["imgsz"] if isinstance(args["imgsz"], int) else max(args["imgsz"])
+    model.names = dict(enumerate(_names(path, model)))
+    return Checkpoint(model, tuple(model.names.values()), _strides(model), int(imgsz), path)
+
+
+def _check_file(path: Path) -> None:
+    """Everything that can be told without unpickling."""
+    if not path.is_file():
+        got = "a folder" if path.is_dir() else "nothing there"
+        raise CheckpointError(f"no such checkpoint: {path}", got=got, expected="a .pt file", mend=_HINT)
+    if path.suffix != ".pt":
+        raise CheckpointError(f"{path} is no checkpoint", got=f"suffix {path.suffix!r}", expected=".pt", mend=_HINT)
+    size = path.stat().st_size
+    if not 0 < size <= _MAX_BYTES:
+        raise CheckpointError(f"{path} has an impossible size", got=f"{size:,} bytes", expected=f"1 to {_MAX_BYTES:,}")
+    with path.open("rb") as file:
+        magic = file.read(4)
+    if magic != b"PK\x03\x04":
+        raise CheckpointError(f"{path} is no checkpoint", got=f"a file that starts with {magic!r}",
+                              expected="a zip archive as torch.save writes it", mend=_HINT)  # fmt: skip
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.namelist()
+    except (zipfile.BadZipFile, OSError) as error:
+        raise CheckpointError(f"{path} is truncated or damaged", got=error, expected="a whole file",
+                              mend="copy or download it again") from None  # fmt: skip
+    if not any(entry.endswith("data.pkl") for entry in entries):
+        raise CheckpointError(f"{path} is no checkpoint", got=f"a zip archive of {entries[:3]}", mend=_HINT)
+
+
+def _check_model(path: Path, model: nn.Module) -> None:
+    """Refuse what the stages cannot compress, by name."""
+    layers = getattr(model, "model", None)
+    head = layers[-1] if isinstance(layers, nn.Sequential) else None
+    kind = type(model).__name__ if head is None else f"{type(model).__name__} with a {type(head).__name__} head"
+    if type(model) is not DetectionModel or not isinstance(head, Detect):
+        raise CheckpointError(f"{path} is trained for another task", got=kind, expected=_SUPPORTED, mend=_HINT)
+    if type(head) is not Detect or getattr(head, "one2one_cv2", None) is not None:
+        raise CheckpointError(f"{path} has a head that is not supported", got=f"{kind}, end-to-end or special",
+                              expected="a Detect head with one branch, as in YOLOv8", mend=_HINT)  # fmt: skip
+    foreign = {type(m).__name__ for m in model.modules()
+               if type(m) not in _BLOCKS and not type(m).__module__.startswith("torch.nn.modules")}  # fmt: skip
+    if foreign:
+        raise CheckpointError(f"{path} is built of blocks that are not supported", got=", ".join(sorted(foreign)),
+                              expected=_SUPPORTED, mend=_HINT)  # fmt: skip
+    if head.reg_max < 2:
+        raise CheckpointError(f"{path} has a head without DFL", got=f"reg_max={head.reg_max}", expected="2 or more")
+    if any(isinstance(m, Conv) and not isinstance(getattr(m, "bn", None), nn.BatchNorm2d) for m in model.modules()):
+        raise CheckpointError(f"{path} is fused", got="convolutions without BatchNorm", expected="as trained",
+                              mend="give the checkpoint from before `fuse()`")  # fmt: skip
+
+
+def _names(path: Path | str, model: DetectionModel) -> tuple[str, ...]:
+    names = model.names
+    values = [names[i] for i in sorted(names)] if isinstance(names, dict) else list(names)
+    if len(values) != model.model[-1].nc:
+        raise CheckpointError(f"class names of {path} do not fit its head", got=len(values),
+                              expected=model.model[-1].nc)  # fmt: skip
+    return tuple(map(str, values))
+
+
+def _strides(model: DetectionModel) -> tuple[int, ...]:
+    return tuple(int(s) for s in model.model[-1].stride.tolist())
+
+
+def save_checkpoint(path: Path, model: DetectionModel, *, names: Sequence[str], imgsz: int | None = None,
+                    extra: dict[str, Any] | None = None) -> None:  # fmt: skip
+    """Write a checkpoint in the stock format: half-precision weights, whole or not at all.
+
+    Stock `YOLO(path)` loads, predicts, validates, exports and trains it. Half precision rounds the weights, so what
+    is measured afterwards is to be read back from the file.
+
+    Args:
+        path: file to write.
+        model: unfused detector; it is copied, not changed.
+        names: class names by index.
+        imgsz: side in pixels to record as the training size; unchanged when left out.
+        extra: further entries of the checkpoint's dictionary.
+    """
+    copied = copy.deepcopy(model).cpu()
+    if hasattr(copied, "criterion"):
+        del copied.criterion
+    copied = copied.half().eval().to(memory_format=torch.contiguous_format).requires_grad_(True)
+    args = dict(_args(model)) | ({} if imgsz is None else {"imgsz": imgsz}) | {"task": "detect"}
+    copied.names, copied.args = dict(enumerate(names)), args
+    content = {
+        "epoch": -1,
+        "best_fitness": None,
+        "model": copied,
+        "ema": None,
+        "updates": None,
+        "optimizer": None,
+        "train_args": args,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "version": ultralytics_version,
+        "hawkeye": __version__,
+        **(extra or {}),
+    }
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    artifact.write_bytes(Path(path), buffer.getvalue())
+
+
+def _args(model: DetectionModel) -> dict[str, Any]:
+    args = getattr(model, "args", None) or {}
+    return {**DEFAULT_CFG_DICT, **(args if isinstance(args, dict) else vars(args))}
+
+
+def build_detector(names: Sequence[str], *, scale: str = "n", depth: float | None = None, width: float | None = None,
+                   reg_max: int = 16, imgsz: int = 640) -> DetectionModel:  # fmt: skip
+    """A fresh YOLOv8 of Ultralytics' own definition, in training mode, with its usual initial weights.
+
+    Args:
+        names: class names by index.
+        scale: n, s, m, l or x.
+        depth, width: multipliers instead of the scale's own.
+        reg_max: bins of the box distribution.
+        imgsz: side in pixels that is recorded as the training size.
+
+    Raises:
+        ConfigError: no such scale.
+    """
+    definition = yaml_model_load("yolov8n.yaml")
+    if scale not in definition["scales"]:
+        raise ConfigError("no such YOLOv8", got=scale, expected=" ".join(definition["scales"]))
+    own_depth, own_width, limit = definition["scales"][scale]
+    values = [depth or own_depth, width or own_width, limit]
+    definition.update(scales={scale: values}, scale=scale, reg_max=reg_max)
+    model = DetectionModel(definition, nc=len(names), verbose=False)
+    model.names, model.args, model.task = dict(enumerate(names)), {**DEFAULT_CFG_DICT, "imgsz": imgsz}, "detect"
+    return model
+
+
+def transfer_head(model: DetectionModel, names: Sequence[str]) -> DetectionModel:
+    """A copy for other classes: the last 1x1 class convolutions are new, everything else is kept.
+
+    Returned in training mode with gradients asked for, ready to be fine-tuned.
+    """
+    model = copy.deepcopy(model).train().requires_grad_(True)
+    head = model.model[-1]
+    head.dfl.requires_grad_(False)  # fixed by definition: it computes an expectation
+    boxes = [branch[-1].bias.detach().clone() for branch in head.cv2]
+    for branch in head.cv3:
+        old = branch[-1]
+        branch[-1] = nn.Conv2d(old.in_channels, len(names), 1).to(old.weight.device)
+    head.nc, head.no = len(names), len(names) + 4 * head.reg_max
+    head.bias_init()
+    for branch, bias in zip(head.cv2, boxes, strict=True):
+        branch[-1].bias.data.copy_(bias)  # bias_init resets the trained boxes too
+    model.nc, model.yaml = len(names), {**model.yaml, "nc": len(names)}
+    model.names = dict(enumerate(names))
+    return model
+
+
+def spec_of(model: DetectionModel, imgsz: int) -> ModelSpec:
+    """What a runtime must know.
+
+    Raises:
+        ConfigError: imgsz is no multiple of the coarsest stride.
+    """
+    strides = _strides(model)
+    if imgsz % max(strides):
+        raise ConfigError(
+            "the input size does not fit the network", got=imgsz, expected=f"a multiple of {max(strides)}"
+        )
+    return ModelSpec(imgsz=imgsz, names=_names("the network", model), strides=strides)
+
+
+def count(model: DetectionModel, imgsz: int) -> tuple[int, int]:
+    """Parameters of the network as trained, and multiply-accumulates of one picture of imgsz x imgsz.
+
+    MACs are those of convolutions and linear layers, biases left out; GFLOPs are twice that.
+    """
+    total = 0
+
+    def add(module: nn.Module, _: Any, output: Tensor) -> None:
+        nonlocal total
+        weight = module.weight
+        total += output.numel() // output.shape[1 if weight.ndim == 4 else -1] * weight.numel()
+
+    probe = copy.deepcopy(model).eval()
+    for module in probe.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.register_forward_hook(add)
+    device = next(probe.parameters()).device
+    with torch.no_grad():
+        probe(torch.zeros(1, 3, imgsz, imgsz, device=device))
+    return sum(p.numel() for p in model.parameters()), total
+
+
+def fused(model: DetectionModel) -> DetectionModel:
+    """A copy for inference: BatchNorm folded; maps (B, 3, H, W) RGB in [0, 1] to (B, 4 + nc, A) and nothing else."""
+    model = copy.deepcopy(model).eval().requires_grad_(False).fuse(verbose=False)
+    model.model[-1].export = True
+    return model
+
+
+def detection_loss(model: DetectionModel) -> Callable[[Any, dict[str, Tensor]], Tensor]:
+    """Ultralytics' YOLOv8 loss with the gains that the model was trained with (box 7.5, class 0.5, DFL 1.5 by default).
+
+    Returns:
+        A function of the network's raw output (the dict of train mode, or the (decoded, dict) of eval mode) and a
+        batch of `collate`; gives the scalar loss per picture. Stock training multiplies it by the batch size.
+    """
+    gains = get_cfg(overrides={k: v for k, v in _args(model).items() if k in ("box", "cls", "dfl")})
+    # The criterion reads only these from a model; a stand-in leaves the caller's model.args as they are.
+    stand_in: Any = SimpleNamespace(args=gains, model=model.model, parameters=model.parameters)
+    criterion = v8DetectionLoss(stand_in)
+
+    def loss(preds: Any, batch: dict[str, Tensor]) -> Tensor:
+        raw = criterion.parse_output(preds)
+        parts, _ = criterion.loss(raw, batch)
+        return parts.sum() / raw["boxes"].shape[0]
+
+    return loss
+
+
+class _TrainingSet(YOLODataset):
+    """Ultralytics' data set over an explicit list of pictures: writes nothing beside them, needs no labels."""
+
+    def __init__(self, images: Sequence[Path], names: Sequence[str], *, labelled: bool, **kwargs: Any) -> None:
+        self._images, self._names, self._labelled = list(images), names, labelled
+        super().__init__(img_path="", data={"names": dict(enumerate(names))}, task="detect", **kwargs)
+        # Stock loading reads, refreshes and deletes .npy files beside the pictures, which are not ours.
+        nowhere = Path(os.environ["YOLO_CONFIG_DIR"]) / "never-written"
+        self.npy_files = [nowhere / f"{i}.npy" for i in range(self.ni)]
+
+    def get_img_files(self, img_path: Any) -> list[str]:
+        return [str(path) for path in self._images]
+
+    def get_labels(self) -> list[dict[str, Any]]:
+        labels = []
+        for path in self._images:
+            rows = read_labels(path, len(self._names)) if self._labelled else np.zeros((0, 5), np.float32)
+            labels.append({"im_file": str(path), "cls": rows[:, :1], "bboxes": rows[:, 1:], "segments": [],
+                           "keypoints": None, "normalized": True, "bbox_format": "xywh"})  # fmt: skip
+        return labels
+
+    def get_image_and_label(self, index: int) -> dict[str, Any]:
+        self.labels[index].setdefault("shape", (0, 0))  # only rectangular training reads it
+        sample: dict[str, Any] = super().get_image_and_label(index)
+        return sample
+
+
+def training_set(images: Sequence[Path], names: Sequence[str], imgsz: int, *, mosaic: float, augment: bool,
+                 labelled: bool) -> YOLODataset:  # fmt: skip
+    """Training pictures through Ultralytics' own pipeline.
+
+    Args:
+        images: pictures, in this order.
+        names: class names by index; labels are checked against their number.
+        imgsz: side of a sample in pixels.
+        mosaic: probability of a mosaic of four pictures.
+        augment: mosaic, shift, scale, hue/saturation/value and flip; otherwise just the letterbox.
+        labelled: read the labels beside the pictures; otherwise every sample has none.
+
+    Returns:
+        A torch data set of dicts: img (3, imgsz, imgsz) uint8 RGB; cls (N, 1); bboxes (N, 4) float32 centre and size
+        as fractions; batch_idx (N,). To be batched with `collate`. Randomness comes from `random` and `numpy.random`.
+
+    Raises:
+        DataError: no pictures, or a label that cannot be used.
+    """
+    if not images:
+        raise DataError("no pictures to train on", got=0, expected="at least one")
+    settings = get_cfg(overrides={"mosaic": mosaic, "imgsz": imgsz})
+    return _TrainingSet(images, names, labelled=labelled, imgsz=imgsz, augment=augment, hyp=settings)
+
+
+def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Batch of a training set: img (B, 3, H, W) uint8 RGB, cls (N, 1), bboxes (N, 4), batch_idx (N,)."""
+    batch: dict[str, Any] = YOLODataset.collate_fn(samples)
+    return batch
+
+
+class TorchRuntime:
+    """The network in eager PyTorch, BatchNorm folded, as a `Runtime`.
+
+    Args:
+        source: a checkpoint's path, or a model.
+        spec: input size, names and strides.
+        threads: CPU threads; 0 takes all cores.
+    """
+
+    name: RuntimeName = "pytorch-fp32"
+    precision_hint = "f32"
+    precision_executed = "f32"
+
+    def __init__(self, source: Path | DetectionModel, spec: ModelSpec, threads: int = 0) -> None:
+        model = load_checkpoint(source).model if isinstance(source, Path) else source
+        self.spec, self.threads, self._model = spec, threads or environment.cpu_count(), fused(model).float().cpu()
+
+    def infer(self, canvas: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Raw output (4 + nc, A) of a (size, size, 3) BGR canvas."""
+        if torch.get_num_threads() != self.threads:  # a setting of the whole process, so it is renewed here
+            torch.set_num_threads(self.threads)
+        pixels = torch.from_numpy(np.ascontiguousarray(canvas[..., ::-1].transpose(2, 0, 1)))
+        with torch.inference_mode():
+            raw: NDArray[np.float32] = self._model(pixels[None].float().div_(255))[0].numpy()
+        return raw
+
+
+def import_original(checkpoint: Path, *, imgsz: int, out: Path) -> Artifact:
+    """Take a checkpoint into a run: check it, count it, copy it into `out`.
+
+    Raises:
+        CheckpointError: it cannot be compressed.
+    """
+    started, checkpoint = time.perf_counter(), Path(checkpoint)
+    _check_file(checkpoint)
+    key = artifact.digest("original", artifact.file_sha256(checkpoint), imgsz, __version__)
+    if (done := artifact.reuse(out, key)) is not None:
+        return done
+    loaded = load_checkpoint(checkpoint)
+    spec = spec_of(loaded.model, imgsz)
+    params, macs = count(loaded.model, imgsz)
+    target = out / "original.pt"
+    artifact.write_bytes(target, checkpoint.read_bytes())
+    return Artifact.create(out, {"pytorch": target}, started=started, name="original", stage="original", spec=spec,
+                           params=params, macs=macs, key=key, config={"imgsz": imgsz},
+                           details={"source": checkpoint.name, "trained_imgsz": loaded.imgsz})  # fmt: skip
