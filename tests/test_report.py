@@ -224,6 +224,16 @@ def test_a_slower_and_worse_result_is_called_so(tmp_path: Path) -> None:
     assert "pruning brought nothing here" in words
 
 
+def test_a_runtime_that_computes_in_less_than_asked_is_told_of(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    path = tmp_path / "records" / "latency.json"
+    record = LatencyRecord.load(path)
+    rows = [r.model_copy(update={"precision_executed": "bf16 x57, f32 x7"}) if r.runtime == "openvino-f32" else r for r in record.rows]  # fmt: skip # noqa: E501
+    record.model_copy(update={"rows": tuple(rows)}).save(path)
+    told = [n for n in collect(tmp_path, interval=interval)["notes"] if "was asked for f32 and ran in bf16 x57" in n]
+    assert len(told) == 2
+
+
 def test_an_empty_run_has_nulls_and_dashes_but_no_zeros(tmp_path: Path) -> None:
     add_head(tmp_path)
     result = report(tmp_path)

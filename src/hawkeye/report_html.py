@@ -56,6 +56,8 @@ th,td{padding:5px 8px;text-align:right;border-bottom:1px solid var(--line);verti
 th:first-child,td:first-child{text-align:left;padding-left:0}
 thead th{font-size:.86rem;vertical-align:bottom}
 tbody th{font-weight:400;color:var(--soft);overflow-wrap:anywhere}
+.matrix tbody th{overflow-wrap:normal}
+.gates td{white-space:nowrap}
 tr.group th{padding-top:12px;font-weight:600;color:var(--ink);text-align:left;border-bottom-color:var(--soft)}
 .sub{display:block;color:var(--soft);font-size:.8rem;white-space:nowrap}
 .good{color:var(--good)}.bad{color:var(--bad)}.warn{color:var(--warn)}
@@ -65,7 +67,7 @@ svg text{font-family:inherit!important}
 center/1px 100% no-repeat}
 .bar i{position:absolute;top:0;height:100%;border-radius:2px;background:var(--good)}
 .bar i.bad{background:var(--bad)}
-td.wide{width:34%}
+td.wide{width:26%}th[scope=col]{width:17.5%}
 .pair{display:grid;grid-template-columns:1fr 1fr;gap:8px;margin:0 0 14px}
 figure{margin:0}
 figcaption{font-size:.82rem;color:var(--soft);overflow-wrap:anywhere}
@@ -75,7 +77,7 @@ dt{color:var(--soft)}dd{margin:0;overflow-wrap:anywhere}
 ul{margin:0;padding-left:1.2em;font-size:.92rem}
 summary{cursor:pointer;color:var(--accent);font-size:.92rem;padding:6px 0}
 @media(max-width:560px){main{padding:16px 10px 32px}.card{padding:12px 10px}.lead{font-size:1.08rem}
-table{font-size:.8rem}th,td{padding:4px 3px}thead th{font-size:.76rem}.sub{font-size:.7rem}
+table{font-size:.8rem}th,td{padding:4px 3px}thead th{font-size:.76rem}.sub{font-size:.7rem;white-space:normal}
 .pair{grid-template-columns:1fr}dl{grid-template-columns:1fr;gap:0}dd{margin:0 0 8px}}
 """
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -205,7 +207,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
             if any(runtime in row[key] for row in rows):
                 body.append(line(RUNTIME_TITLES[runtime], [latency(r, key, runtime) for r in rows]))
     head = "".join(f"<th scope=col>{escape(TITLES[row['name']])}</th>" for row in rows)
-    table = f"<table><thead><tr><td></td>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+    table = f'<table class="matrix"><thead><tr><td></td>{head}</tr></thead><tbody>{"".join(body)}</tbody></table>'
     return f'<div class="scroll">{table}</div>'
 
 
@@ -219,7 +221,7 @@ def _gates(result: dict[str, Any]) -> str:
         body += (f"<tr><th scope=row>{escape(GATE_TITLES[name])}, {escape(TITLES[gate['row']])}</th>"
                  f"<td>{show(gate['value'], 3)}</td><td>≤ {show(gate['limit'], 3)}</td>"
                  f'<td class="{kind}">{word}</td></tr>')  # fmt: skip
-    return f'<div class="scroll"><table><tbody>{body}</tbody></table></div>'
+    return f'<div class="scroll"><table class="gates"><tbody>{body}</tbody></table></div>'
 
 
 def _classes(rows: Sequence[dict[str, Any]]) -> str:
@@ -240,7 +242,7 @@ def _classes(rows: Sequence[dict[str, Any]]) -> str:
     shown = lines if len(lines) <= 20 else lines[:10] + lines[-6:]
     text = f'<p class="soft">{escape(TITLES[row["name"]])} against the original, points of AP@0.5. '
     text += "A class with few objects moves by chance."
-    text += f" {absent} classes have no object in these pictures." if absent else ""
+    text += f" Classes without an object in these pictures: {absent}." if absent else ""
     text += " The ten largest losses and the six largest gains:</p>" if len(shown) < len(lines) else "</p>"
     rest = (
         f"<details><summary>All {len(lines)} classes</summary>{table(lines)}</details>"

@@ -25,10 +25,10 @@ _MARKERS = {"pytorch-fp32": "s", "onnxruntime": "^", "openvino-f32": "o", "openv
 _STYLE = {
     "svg.fonttype": "none",  # text stays text: it scales, copies and is read aloud
     "text.parse_math": False,  # class and layer names are not formulas
-    "font.size": 9, "axes.titlesize": 10, "axes.labelsize": 9, "xtick.labelsize": 8, "ytick.labelsize": 8,
+    "font.size": 10, "axes.labelsize": 10, "xtick.labelsize": 9, "ytick.labelsize": 9,
     "text.color": _INK, "axes.labelcolor": _SOFT, "xtick.color": _SOFT, "ytick.color": _SOFT,
     "axes.edgecolor": _LINE, "grid.color": _LINE, "axes.spines.top": False, "axes.spines.right": False,
-    "axes.grid": True, "grid.linewidth": 0.6, "axes.axisbelow": True, "legend.frameon": False, "legend.fontsize": 8,
+    "axes.grid": True, "grid.linewidth": 0.6, "axes.axisbelow": True, "legend.frameon": False, "legend.fontsize": 9,
 }  # fmt: skip
 _WIDTH = 5.4  # inches; about as wide as a phone's screen in CSS pixels, so that text stays readable there
 
@@ -123,15 +123,15 @@ def widths(layers: Mapping[str, Sequence[int]] | None) -> str | None:
         for place, name in enumerate(names):
             before, after = layers[name]
             text = f"{before}" if before == after else f"{before} → {after}"
-            axes.text(before + 0.01 * top, place, text, va="center", fontsize=7, color=_SOFT)
-        axes.set_yticks(places, [n if len(n) <= 32 else f"…{n[-31:]}" for n in names], fontsize=7)
+            axes.text(before + 0.01 * top, place, text, va="center", fontsize=8, color=_SOFT)
+        axes.set_yticks(places, [n if len(n) <= 32 else f"…{n[-31:]}" for n in names], fontsize=8)
         axes.set_ylim(len(names) - 0.4, -0.6)
         axes.set_xlim(0, top * 1.14)
         axes.grid(axis="y", visible=False)
         axes.set_xlabel("channels")
         figure.legend(loc="outside upper right", ncols=2)
 
-    return _draw("widths", 0.9 + 0.15 * len(names), "Channels of every layer before and after pruning", paint)
+    return _draw("widths", 0.9 + 0.165 * len(names), "Channels of every layer before and after pruning", paint)
 
 
 def curves(curve: Sequence[Mapping[str, Any]] | None) -> str | None:

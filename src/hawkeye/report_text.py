@@ -159,7 +159,7 @@ def runtime_notes(rows: list[dict[str, Any]], timed: list[LatencyRow], accuracy:
             names = ", ".join(RUNTIME_TITLES[r] for r in values)
             notes.append(f"{TITLES[row['name']]}: mAP@0.5 differs by {spread:.2f} points between {names}.")
     for item in timed:
-        if "f32" in item.precision_hint and item.name.count("int8") == 0 and "f32" not in item.precision_executed:
+        if item.precision_hint == "f32" and "f16" in item.precision_executed:  # f16 or bf16
             notes.append(f"{TITLES.get(item.name, item.name)} in {RUNTIME_TITLES[item.runtime]} was asked for f32 "
                          f"and ran in {item.precision_executed}.")  # fmt: skip
     p50 = {(item.name, item.runtime): item.network.p50 for item in timed}
