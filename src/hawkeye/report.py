@@ -203,7 +203,9 @@ def _drop(
         notes.append(f"{other.name}: the matches of its evaluation are gone, so its drop has no confidence interval.")
         return drop, None
     if interval is None:
-        from hawkeye.evaluate import paired_drop as interval
+        from hawkeye.evaluate import paired_drop
+
+        interval = paired_drop
     try:
         paired, low, high = interval(base, other, folder)
     except HawkeyeError as error:
