@@ -1,0 +1,79 @@
+"""The `hawkeye` command: a table of commands, each imported when it is used, and one place for errors.
+
+Exit codes: 0 done and all gates passed, 1 something went wrong while working, 2 bad input, 3 a gate was missed
+(everything is written), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from cyclopts import App
+from cyclopts.exceptions import CycloptsError
+
+from hawkeye import __version__
+from hawkeye.errors import HawkeyeError
+
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+_HELP = """Makes a trained YOLO detector small and fast on ordinary CPUs, proves it, and runs it.
+
+Start with `hawkeye demo`, or with your own detector:
+
+    hawkeye optimize yolov8n.pt --data data.yaml --out runs/first
+"""
+# command: (implementation, its line in the list of commands)
+COMMANDS = {
+    "optimize": ("hawkeye.commands:optimize", "Compress a detector and prove it: all stages, one report."),
+    "demo": ("hawkeye.commands:demo", "See it all, offline: draw data, train, compress, report."),
+    "inspect": ("hawkeye.commands:inspect", "Layers, sizes and coupled channels of a checkpoint."),
+    "prune": ("hawkeye.stage_commands:prune", "Remove channels."),
+    "recover": ("hawkeye.stage_commands:recover", "Win back accuracy by distillation from the original."),
+    "export": ("hawkeye.stage_commands:export", "Write ONNX and OpenVINO, compared with PyTorch."),
+    "quantize": ("hawkeye.stage_commands:quantize", "Make INT8 of an exported model."),
+    "evaluate": ("hawkeye.stage_commands:evaluate", "Measure mAP on labelled pictures."),
+    "benchmark": ("hawkeye.stage_commands:benchmark", "Measure latency, interleaved over models and runtimes."),
+    "report": ("hawkeye.commands:report", "Write the report of a run's folder again."),
+    "predict": ("hawkeye.commands:predict", "Find objects in pictures."),
+}
+
+
+def make_app(wanted: str | None = None) -> App:
+    """The command line, nothing of it imported yet.
+
+    The line of the table stands in for a command's docstring, so that the list of commands imports none of them; the
+    command that is `wanted` is imported anyway, and shows its whole docstring.
+    """
+    app = App(name="hawkeye", version=__version__, help=_HELP, help_format="markdown", result_action="return_value")
+    for name, (target, line) in COMMANDS.items():
+        app.command(target, name=name, help=None if name == wanted else line)
+    return app
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command and return its exit code; errors become text on standard error, never a traceback."""
+    try:
+        result = make_app(next(iter(arguments), None))(list(arguments), exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        command = arguments[0] if arguments and arguments[0] in COMMANDS else ""
+        print(f"error: {error}", file=sys.stderr)
+        print(f"see: {' '.join(['hawkeye', *command.split(), '--help'])}", file=sys.stderr)
+        return EXIT_USAGE
+    except HawkeyeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted: start the same command again to go on", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return result if isinstance(result, int) else 0
+
+
+def main() -> None:
+    """Entry point of the `hawkeye` script."""
+    sys.exit(run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,228 @@
+"""The commands around a run: options to settings, then the public function, then a short answer."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from hawkeye.artifact import Artifact
+from hawkeye.config import (
+    GateConfig,
+    Recipe,
+)
+from hawkeye.errors import EXIT_GATE_MISSED, InputError
+from hawkeye.lazy import load
+from hawkeye.options import (
+    Align,
+    Budget,
+    Data,
+    Device,
+    Flops,
+    Images,
+    Json,
+    Method,
+    Out,
+    OwnSize,
+    Params,
+    Seed,
+    Size,
+    Steps,
+    Threads,
+    about,
+    given,
+)
+from hawkeye.tables import as_json, number, run_table, table
+
+
+def optimize(
+    model: Annotated[Path | None, about(Recipe, "model")] = None,
+    /,
+    *,
+    out: Out,
+    data: Data = None,
+    images: Images = None,
+    flops: Flops = None,
+    params: Params = None,
+    method: Method = None,
+    align: Align = None,
+    budget: Budget = None,
+    steps: Steps = None,
+    max_drop: Annotated[float | None, about(GateConfig, "max_drop")] = None,
+    imgsz: Size = None,
+    seed: Seed = None,
+    device: Device = None,
+    config: Annotated[Path | None, Parameter(help="Recipe (.toml); options replace what it says.")] = None,
+    until: Annotated[str | None, Parameter(help="End after this stage: original, prune, recover, export, quantize, "
+                                           "evaluate, benchmark or pictures.")] = None,
+    skip: Annotated[str | None, Parameter(help="Stages to leave out, with commas: prune, recover, benchmark, "
+                                          "pictures.")] = None,
+) -> int:  # fmt: skip
+    """Compress a detector and prove it: prune, recover, quantize, export, evaluate, benchmark, report.
+
+    Start the same command again after an interruption: it goes on where it was. Exit code 3: a gate was missed,
+    and everything is written.
+
+    For example:
+
+        hawkeye optimize yolov8n.pt --data data.yaml --out runs/first
+
+        hawkeye optimize yolov8n.pt --images pictures/ --out runs/unlabelled --flops 0.8 --budget 30m
+
+        hawkeye optimize yolov8n.pt --data data.yaml --out runs/int8 --skip prune,recover
+    """
+    from hawkeye import pipeline
+
+    base = Recipe.load(config) if config is not None else Recipe()
+    recipe = given(
+        base,
+        model=model, data=data, images=images, imgsz=imgsz, seed=seed, device=device,
+        prune=given(base.prune, flops=flops, params=params, method=method, align=align),
+        recover=given(base.recover, budget=budget, steps=steps),
+        gates=given(base.gates, max_drop=max_drop),
+    )  # fmt: skip
+    names = [name.strip() for name in (skip or "").split(",") if name.strip()]
+    return conclude(pipeline.optimize(recipe, out=out, until=until, skip=names), labels=recipe.data is not None)
+
+
+def conclude(result: Any, *, labels: bool) -> int:
+    """Print a run's table, gates and report, and return the exit code."""
+    if not result.finished:
+        return 0
+    print(run_table(result.report))
+    for name, gate in result.report["gates"].items():
+        if name == "max_drop" and not labels:
+            continue
+        word = {True: "passed", False: "MISSED", None: "NOT JUDGED"}[gate["passed"]]
+        print(f"gate {name}: {number(gate['value'], 3)} (limit {number(gate['limit'], 3)}) {word}")
+    if not labels:
+        print("accuracy was not measured: there were no labels (--data); no gate on accuracy was judged")
+    print(f"report: {result.out / 'report.html'}")
+    return 0 if result.passed else EXIT_GATE_MISSED
+
+
+def demo(
+    *,
+    out: Out = Path("runs/demo"),
+    model: Annotated[Path | None, Parameter(help="Your own checkpoint instead of one trained here.")] = None,
+    data: Annotated[Path | None, Parameter(help="Your own data.yaml instead of drawn pictures.")] = None,
+    train_budget: Annotated[str, Parameter(help="Time to train the small detector.")] = "240s",
+    budget: Annotated[str, Parameter(help="Time to recover after pruning.")] = "90s",
+) -> int:
+    """See it all, offline: draw pictures, train a small YOLOv8, compress it, show the report.
+
+    For example:
+
+        hawkeye demo
+
+        hawkeye demo --model best.pt --data data.yaml --out runs/mine
+    """
+    from hawkeye import demo as module
+
+    result = module.demo(out=out, model=model, data=data, train_budget=train_budget, budget=budget)
+    return conclude(result, labels=True)
+
+
+def inspect(
+    model: Annotated[Path, Parameter(help="Checkpoint (.pt), artefact folder, or OpenVINO .xml.")],
+    /,
+    *,
+    imgsz: OwnSize = None,
+    sensitivity: Annotated[
+        bool, Parameter(help="Measure how much each group of channels matters.", negative=())
+    ] = False,  # noqa: E501
+    json: Json = False,
+) -> None:
+    """Layers, sizes and coupled channels of a checkpoint; executed precisions of an OpenVINO model.
+
+    For example:
+
+        hawkeye inspect yolov8n.pt
+
+        hawkeye inspect yolov8n.pt --sensitivity --json
+
+        hawkeye inspect runs/first/4-quantize/pruned/pruned+int8.xml
+    """
+    if model.suffix == ".xml":
+        rows = load("hawkeye.runtime.openvino").execution_precisions(model)
+        print(as_json(rows) if json else table(rows, ("name", "kind", "precision", "primitive")))
+        return
+    path = Artifact.load(model).path("pytorch") if model.is_dir() else model
+    found = load("hawkeye.compress.inspect").inspect(path, imgsz=imgsz, sensitivity=sensitivity)
+    if json:
+        print(as_json(found))
+        return
+    print(table(found["layers"], ("name", "kind", "shape", "channels_in", "channels_out", "params", "macs",
+                                  "latency_share")))  # fmt: skip
+    print("\ncoupled channels")
+    print(table(found["groups"], ("name", "width", "layers", "why", "protected")))
+    if found.get("sensitivity"):
+        print("\nsensitivity\n" + as_json(found["sensitivity"]))
+
+
+def report(run: Annotated[Path, Parameter(help="Folder of a run.")], /, *, json: Json = False) -> None:
+    """Write report.md, report.html and report.json of a run's folder again.
+
+    For example:
+
+        hawkeye report runs/first
+    """
+    result = load("hawkeye.report").report(run)
+    if json:
+        print(as_json(result))
+        return
+    print(run_table(result))
+    print(f"report: {run / 'report.html'}")
+
+
+def predict(
+    source: Annotated[Path, Parameter(help="A picture, or a folder of pictures.")],
+    /,
+    *,
+    model: Annotated[Path, Parameter(help="Folder of a run or an artefact, an .xml or an .onnx file.")],
+    out: Annotated[Path | None, Parameter(help="Folder for the pictures with boxes; left out, none are drawn.")] = None,
+    conf: Annotated[float, Parameter(help="Detections must score more than this.")] = 0.25,
+    iou: Annotated[float, Parameter(help="Overlap above which the weaker of two boxes is dropped.")] = 0.7,
+    threads: Threads = None,
+    json: Json = False,
+) -> None:
+    """Find objects in pictures.
+
+    For example:
+
+        hawkeye predict street.jpg --model runs/first --out found
+
+        hawkeye predict pictures/ --model runs/first/4-quantize/pruned --json
+    """
+    import cv2
+
+    from hawkeye.artifact import write_bytes
+    from hawkeye.data import list_images, read_image
+    from hawkeye.predict import draw
+    from hawkeye.runtime.detector import Detector
+
+    if not source.exists():
+        raise InputError("no such picture or folder", got=source)
+    folder = source if source.is_dir() else source.parent
+    paths = list_images(source) if source.is_dir() else [source]
+    if not paths:
+        raise InputError("the folder holds no pictures", got=source)
+    detector = Detector(model, conf=conf, iou=iou, threads=threads or 0)
+    answers = []
+    for path in paths:
+        image = read_image(path)
+        found = detector(image)
+        answers.append({"picture": str(path), "detections": found.to_records(detector.names)})
+        if out is not None:
+            fine, jpeg = cv2.imencode(".jpg", draw(image, found, detector.names))
+            if not fine:
+                raise InputError("cannot encode the picture as JPEG", got=path)
+            # The source's folders are kept, so that pictures of one name in two folders do not meet.
+            write_bytes((out / path.relative_to(folder)).with_suffix(".jpg"), jpeg.tobytes())
+        if not json:
+            counts = Counter(detector.names[c] for c in found.class_id)
+            print(f"{path}: " + (", ".join(f"{n} {name}" for name, n in counts.most_common()) or "nothing"))
+    if json:
+        print(as_json(answers))

@@ -1,0 +1,43 @@
+"""Options that several commands share; the help of an option is the docstring of the setting that it fills."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from cyclopts import Parameter
+
+from hawkeye.config import BenchmarkConfig, Config, PruneConfig, Recipe, RecoverConfig
+
+Kind = TypeVar("Kind", bound=Config)
+
+
+def about(kind: type[Config], name: str) -> Parameter:
+    """Help of an option out of the setting's docstring and default."""
+    setting = kind.model_fields[name]
+    value = f"{setting.default / 60:g}m" if name == "budget" else setting.default
+    default = "" if value is None else f" Default: {value}."
+    return Parameter(help=(setting.description or "") + default)
+
+
+Out = Annotated[Path, Parameter(help="Folder to write into.")]
+Data = Annotated[Path | None, about(Recipe, "data")]
+Images = Annotated[Path | None, about(Recipe, "images")]
+Size = Annotated[int | None, about(Recipe, "imgsz")]
+OwnSize = Annotated[int | None, Parameter(help="Side of the network input in pixels; the model's own when left out.")]
+Seed = Annotated[int | None, about(Recipe, "seed")]
+Device = Annotated[Literal["cpu", "cuda"] | None, about(Recipe, "device")]
+Flops = Annotated[float | None, about(PruneConfig, "flops")]
+Params = Annotated[float | None, about(PruneConfig, "params")]
+Method = Annotated[Literal["obs", "l1", "bn", "taylor"] | None, about(PruneConfig, "method")]
+Align = Annotated[int | None, about(PruneConfig, "align")]
+Budget = Annotated[str | None, about(RecoverConfig, "budget")]
+Steps = Annotated[int | None, about(RecoverConfig, "steps")]
+Threads = Annotated[int | None, about(BenchmarkConfig, "threads")]
+Model = Annotated[Path, Parameter(help="Checkpoint (.pt) or the folder of an artefact.")]
+Json = Annotated[bool, Parameter(help="Print JSON.", negative=())]
+
+
+def given(config: Kind, **values: Any) -> Kind:
+    """The settings with what was given on the command line in place of what was there."""
+    return config.with_(**{name: value for name, value in values.items() if value is not None})

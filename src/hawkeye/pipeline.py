@@ -1,0 +1,365 @@
+"""The ordered stages of one run, its gates, and going on after an interruption.
+
+Every stage is a plain function that returns what is already finished; so a run that was killed anywhere goes on when
+the same command is started again. The stages are a constructor argument: tests give their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hawkeye import __version__, environment
+from hawkeye.artifact import Artifact, storage_errors
+from hawkeye.config import EvaluateConfig, Recipe
+from hawkeye.data import Dataset, check_labels, list_images, load_dataset, readable, sample
+from hawkeye.errors import BoundsError, CheckpointError, ConfigError, DataError, HawkeyeError
+from hawkeye.lazy import lazy, load
+from hawkeye.progress import say
+from hawkeye.records import AccuracyRecord, LatencyRecord, RuntimeName
+from hawkeye.rundir import RunDir, check_owner, check_space, open_run
+
+STAGES = ("original", "prune", "recover", "export", "quantize", "evaluate", "benchmark", "pictures", "report")
+SKIPPABLE = ("prune", "recover", "benchmark", "pictures")
+_PICTURES = 6
+
+
+def class_names(checkpoint: Path) -> tuple[str, ...]:
+    """Class names of a detector checkpoint; reads it whole, so it also tells whether it can be used.
+
+    Raises:
+        CheckpointError: not a detector checkpoint, truncated, or of another task.
+    """
+    return tuple(load("hawkeye.compress.yolo").load_checkpoint(checkpoint).names)
+
+
+def draw_pictures(pictures: Sequence[Path], before: Artifact, after: Artifact, *, out: Path) -> None:
+    """Draw what two models find in the same pictures, as `<stem>-original.jpg` and `<stem>-compressed.jpg` in `out`."""
+    import cv2
+
+    from hawkeye.artifact import write_bytes
+    from hawkeye.data import read_image
+    from hawkeye.predict import draw
+    from hawkeye.runtime.detector import Detector
+
+    for stale in out.glob("*.jpg"):
+        stale.unlink()
+    for artifact, word in ((before, "original"), (after, "compressed")):
+        detector = Detector(artifact.root)
+        for path in pictures:
+            image = read_image(path)
+            fine, jpeg = cv2.imencode(".jpg", draw(image, detector(image), detector.names))
+            if not fine:
+                raise HawkeyeError(f"cannot encode the picture {path} as JPEG", mend="--skip pictures")
+            write_bytes(out / f"{path.stem}-{word}.jpg", jpeg.tobytes())
+
+
+@dataclass(frozen=True)
+class Stages:
+    """What does the work: the public functions, or a test's."""
+
+    class_names: Callable[[Path], tuple[str, ...]] = class_names
+    original: Callable[..., Artifact] = field(default=lazy("hawkeye.compress.yolo", "import_original"))
+    prune: Callable[..., Artifact] = field(default=lazy("hawkeye.compress.prune", "prune"))
+    recover: Callable[..., Artifact] = field(default=lazy("hawkeye.compress.recover", "recover"))
+    export: Callable[..., Artifact] = field(default=lazy("hawkeye.compress.export", "export"))
+    quantize: Callable[..., Artifact] = field(default=lazy("hawkeye.compress.quantize", "quantize"))
+    evaluate: Callable[..., AccuracyRecord] = field(default=lazy("hawkeye.evaluate", "evaluate"))
+    benchmark: Callable[..., LatencyRecord] = field(default=lazy("hawkeye.benchmark", "benchmark"))
+    pictures: Callable[..., object] = draw_pictures
+    report: Callable[[Path], dict[str, Any]] = field(default=lazy("hawkeye.report", "report"))
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run came to.
+
+    Attributes:
+        out: the run's folder.
+        passed: every gate was judged and passed; False while the run has not reached its report.
+        report: content of report.json; empty where `until` ended the run before it.
+        finished: whether the report was reached.
+    """
+
+    out: Path
+    passed: bool
+    report: dict[str, Any]
+    finished: bool
+
+
+def optimize(
+    recipe: Recipe, *, out: Path, until: str | None = None, skip: Sequence[str] = (), stages: Stages | None = None
+) -> RunResult:
+    """Compress a trained detector and prove it: all stages in order, each one only where it is not done yet.
+
+    Args:
+        recipe: the run's whole description; `model` and one of `data` and `images` must be there.
+        out: the run's folder; new, empty, or of the same run.
+        until: end after this stage.
+        skip: stages to leave out: prune, recover, benchmark, pictures.
+        stages: what does the work.
+
+    Returns:
+        The report and whether the gates passed. Without labels no accuracy is measured and no gate on it exists.
+
+    Raises:
+        InputError: the model, the data, a setting or the folder cannot be used; nothing has been written then.
+        HawkeyeError: a stage failed; what was finished before it is kept.
+    """
+    stages = stages or Stages()
+    plan = make_plan(until, skip)
+    preflight(recipe, out, plan, until, stages)
+    if recipe.data is None:
+        say("no --data: accuracy is not measured, and there is no gate on it; give --data to have it judged")
+    with storage_errors(out):
+        left_out = tuple(name for name in SKIPPABLE if name in skip)
+        job = _Job(recipe, open_run(out, recipe, skip=left_out), stages, plan)
+        for number, name in enumerate(plan, 1):
+            say(f"[{number}/{len(plan)}] {name}")
+            getattr(job, name)()
+    if plan[-1] != "report":
+        say(f"stopped after {plan[-1]}, as asked; start the same command without --until to go on")
+    return RunResult(out, job.passed, job.table, plan[-1] == "report")
+
+
+def make_plan(until: str | None, skip: Sequence[str]) -> tuple[str, ...]:
+    """The stages to go through, in order.
+
+    Raises:
+        ConfigError: a name that is no stage, or that cannot be left out.
+    """
+    for name in skip:
+        if name not in SKIPPABLE:
+            raise ConfigError("--skip cannot leave this out", got=name, expected=", ".join(SKIPPABLE))
+    # Without pruning there is no damage to recover from.
+    left_out = {*skip, "recover"} if "prune" in skip else set(skip)
+    plan = tuple(name for name in STAGES if name not in left_out)
+    if until is None:
+        return plan
+    if until not in plan:
+        raise ConfigError("--until names no stage of this run", got=until, expected=", ".join(plan))
+    return plan[: plan.index(until) + 1]
+
+
+def preflight(recipe: Recipe, out: Path, plan: Sequence[str], until: str | None, stages: Stages) -> None:
+    """Tell every mistake in the input before hours of work, and before anything is written.
+
+    Raises:
+        InputError: of the kind that fits.
+    """
+    if recipe.model is None:
+        raise ConfigError("no model", expected="the checkpoint (.pt) of a trained detector",
+                          mend="hawkeye optimize MODEL ..., or `model` in the recipe")  # fmt: skip
+    if not recipe.model.is_file():
+        raise CheckpointError("no such checkpoint", got=recipe.model, expected="a .pt file of a trained detector")
+    if "prune" in plan:
+        check_bounds(recipe)
+    check_space(out)
+    check_owner(out)
+    dataset = check_data(recipe)
+    names = stages.class_names(recipe.model)
+    if dataset is not None and dataset.names != names:
+        check_names(dataset, names)
+
+
+def check_bounds(recipe: Recipe) -> None:
+    """Pruning needs a bound to reach.
+
+    Raises:
+        BoundsError: a bound of 1.0 or more.
+    """
+    for option, value in (("--flops", recipe.prune.flops), ("--params", recipe.prune.params)):
+        if value >= 1:
+            raise BoundsError(f"{option} leaves nothing to prune", got=value, expected="a fraction below 1",
+                              mend="--skip prune compresses by INT8 alone")  # fmt: skip
+
+
+def check_data(recipe: Recipe) -> Dataset | None:
+    """Read everything that will be needed of the data; None without labels.
+
+    Raises:
+        DataError: no pictures, too many unreadable ones, or labels that are none.
+    """
+    if recipe.data is None and recipe.images is None:
+        raise DataError("no pictures to work on", got="neither --data nor --images",
+                        expected="a data.yaml, a folder of unlabelled pictures, or both")  # fmt: skip
+    groups: list[tuple[str, Sequence[Path]]] = []
+    dataset = None
+    if recipe.data is not None:
+        dataset = load_dataset(recipe.data)
+        groups = [("train", dataset.split("train"))]
+        if recipe.evaluate.split != "train":
+            groups.append((recipe.evaluate.split, dataset.split(recipe.evaluate.split)))
+        check_labels(dataset)
+    if recipe.images is not None:
+        pictures = list_images(recipe.images)
+        if not pictures:
+            raise DataError("the folder holds no pictures", got=recipe.images, mend="name another --images")
+        groups.append((str(recipe.images), pictures))
+    for name, paths in groups:
+        bad = readable(paths)[1]
+        if bad:
+            say(f"{name}: {len(bad)} of {len(paths)} pictures cannot be read and are left out, such as {bad[0]}")
+    return dataset
+
+
+def check_names(dataset: Dataset, names: tuple[str, ...]) -> None:
+    """The data's classes must be the checkpoint's, in the same order: the pruned net keeps its outputs.
+
+    Raises:
+        DataError: they are not.
+    """
+    if dataset.names == names:
+        return
+    if len(dataset.names) != len(names):
+        got, expected = f"{len(dataset.names)} classes", f"{len(names)} classes"
+    else:
+        at = next(i for i, (ours, theirs) in enumerate(zip(dataset.names, names, strict=True)) if ours != theirs)
+        got, expected = f"class {at} is {dataset.names[at]!r}", f"class {at} is {names[at]!r}"
+    raise DataError(f"the classes of {dataset.yaml} are not the checkpoint's", got=got, expected=expected,
+                    mend="use the data.yaml that the model was trained with, or train it on this data")  # fmt: skip
+
+
+class _Job:
+    """One method per stage; each leaves in `made` and `int8` what the next ones need."""
+
+    def __init__(self, recipe: Recipe, run: RunDir, stages: Stages, plan: tuple[str, ...]) -> None:
+        self.recipe, self.run, self.stages, self.plan = recipe, run, stages, plan
+        self.made: dict[str, Artifact] = {}  # "original" and "pruned" as PyTorch, then as exported
+        self.sources: dict[str, Artifact] = {}
+        self.int8: dict[str, Artifact] = {}
+        self.table: dict[str, Any] = {}
+        self.passed = False
+
+    @property
+    def models(self) -> list[Artifact]:
+        """All rows of the table."""
+        return [*self.made.values(), *self.int8.values()]
+
+    def original(self) -> None:
+        self.made["original"] = self.stages.original(self.recipe.model, imgsz=self.recipe.imgsz, out=self.run.original)
+
+    def prune(self) -> None:
+        config = self.recipe.stage(self.recipe.prune)
+        self.made["pruned"] = self.stages.prune(self.made["original"], config, out=self.run.prune)
+
+    def recover(self) -> None:
+        self.made["pruned"] = self.stages.recover(
+            self.made["pruned"],
+            self.recipe.stage(self.recipe.recover),
+            teacher=self.made["original"],
+            out=self.run.recover,
+        )
+
+    def export(self) -> None:
+        config = self.recipe.stage(self.recipe.export)
+        self.sources = dict(self.made)
+        self.made = {name: self.stages.export(a, config, out=self.run.export(name)) for name, a in self.made.items()}
+
+    def quantize(self) -> None:
+        config = self.recipe.stage(self.recipe.quantize)
+        self.int8 = {
+            name: self.stages.quantize(a, config, out=self.run.quantize(name)) for name, a in self.made.items()
+        }
+
+    def evaluate(self) -> None:
+        if self.recipe.data is None:
+            say("not measured: there are no labels (--data)")
+            return
+        config = self.recipe.stage(self.recipe.evaluate)
+        wanted: list[tuple[Artifact, RuntimeName]] = []
+        for name, artifact in self.made.items():
+            holder = artifact if "pytorch" in artifact.files else self.sources[name]
+            wanted += [(artifact, "openvino-f32"), (artifact, "onnxruntime"), (holder, "pytorch-fp32")]
+        wanted += [(artifact, "openvino-int8") for artifact in self.int8.values()]
+        forget_others(self.run.accuracy, wanted)
+        for artifact, runtime in wanted:
+            if known_accuracy(self.run.accuracy, artifact, runtime, config) is None:
+                record = self.stages.evaluate(artifact, config, runtime=runtime, out=self.run.accuracy)
+                say(f"  {artifact.name} in {runtime}: mAP@0.5 {record.map50:.3f}, mAP@0.5:0.95 {record.map50_95:.3f}")
+
+    def benchmark(self) -> None:
+        config = self.recipe.stage(self.recipe.benchmark)
+        if known_latency(self.run.latency, self.models, config.imgsz, config.runs, config.frame) is None:
+            self.stages.benchmark(self.models, config, out=self.run.latency)
+
+    def pictures(self) -> None:
+        if self.recipe.data is not None:
+            paths: Sequence[Path] = load_dataset(self.recipe.data).split(self.recipe.evaluate.split)
+        else:
+            assert self.recipe.images is not None  # preflight saw to it
+            paths = list_images(self.recipe.images)
+        chosen = sample(readable(paths)[0], _PICTURES, self.recipe.seed)
+        after = list(self.int8.values())[-1]  # pruned + INT8, or INT8 alone where nothing was pruned
+        self.stages.pictures(chosen, self.made["original"], after, out=self.run.pictures)
+
+    def report(self) -> None:
+        self.table = self.stages.report(self.run.root)
+        self.passed = gates_passed(self.table, labels=self.recipe.data is not None)
+
+
+def gates_passed(table: dict[str, Any], *, labels: bool) -> bool:
+    """Whether every gate was judged and passed.
+
+    Without labels there is no gate on accuracy, which the run says at its start and end. With labels, a gate that is
+    missing or was not judged counts as missed: silence must not pass for proof.
+    """
+    gates = dict(table["gates"])
+    if labels and "max_drop" not in gates:
+        return False
+    if not labels:
+        gates.pop("max_drop", None)
+    return all(gate["passed"] is True for gate in gates.values())
+
+
+def forget_others(folder: Path, wanted: Iterable[tuple[Artifact, RuntimeName]]) -> None:
+    """Remove accuracy records of models that this run has since made anew, so that no table mixes the two."""
+    current = {f"{artifact.name}-{runtime}.json": artifact for artifact, runtime in wanted}
+    for path in sorted(folder.glob("*.json")):
+        artifact = current.get(path.name)
+        if artifact is None or _load(AccuracyRecord, path, {f.sha256 for f in artifact.files.values()}) is None:
+            path.unlink()
+            path.with_suffix(".npz").unlink(missing_ok=True)
+
+
+def known_accuracy(
+    folder: Path, artifact: Artifact, runtime: RuntimeName, config: EvaluateConfig
+) -> AccuracyRecord | None:
+    """The accuracy of exactly this file with exactly these settings, if it was measured before."""
+    path = folder / f"{artifact.name}-{runtime}.json"
+    record = _load(AccuracyRecord, path, {f.sha256 for f in artifact.files.values()})
+    if record is None or not (folder / record.matches).is_file():
+        return None
+    ours = (config.split, config.imgsz, config.conf, config.iou, config.max_det, __version__)
+    theirs = (record.split, record.imgsz, record.conf, record.iou, record.max_det, _version(record))
+    return record if ours == theirs and config.threads in (0, record.threads) else None
+
+
+def known_latency(
+    path: Path, models: Sequence[Artifact], imgsz: int | None, runs: int, frame: tuple[int, int]
+) -> LatencyRecord | None:
+    """The latencies of exactly these files on this machine, if they were measured before."""
+    record = _load(LatencyRecord, path, None)
+    if record is None or (record.imgsz, record.frame_hw, _version(record)) != (imgsz, frame, __version__):
+        return None
+    files = {artifact.name: {f.sha256 for f in artifact.files.values()} for artifact in models}
+    rows = all(row.file_sha256 in files.get(row.name, ()) and len(row.network_ms) >= runs for row in record.rows)
+    same_cpu = record.environment.get("cpu") == environment.cpu_model()
+    return record if rows and same_cpu and {row.name for row in record.rows} == set(files) else None
+
+
+def _load(kind: Any, path: Path, files: set[str] | None) -> Any:
+    """A record, or None where it is missing, damaged, or of another file: then it is simply measured again."""
+    if not path.is_file():
+        return None
+    try:
+        record = kind.load(path)
+    except HawkeyeError:
+        return None
+    return record if files is None or record.file_sha256 in files else None
+
+
+def _version(record: AccuracyRecord | LatencyRecord) -> object:
+    return record.environment.get("versions", {}).get("hawkeye")

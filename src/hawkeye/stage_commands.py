@@ -1,0 +1,256 @@
+"""The stages as commands of their own, over checkpoints and artefact folders."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from hawkeye.artifact import RECORD, Artifact
+from hawkeye.config import (
+    BenchmarkConfig,
+    EvaluateConfig,
+    ExportConfig,
+    PruneConfig,
+    QuantizeConfig,
+    RecoverConfig,
+)
+from hawkeye.errors import InputError, ModelError, RunDirError
+from hawkeye.lazy import load
+from hawkeye.options import (
+    Align,
+    Budget,
+    Data,
+    Device,
+    Flops,
+    Images,
+    Json,
+    Method,
+    Model,
+    Out,
+    OwnSize,
+    Params,
+    Seed,
+    Steps,
+    Threads,
+    about,
+    given,
+)
+from hawkeye.progress import say
+from hawkeye.records import RuntimeName
+from hawkeye.tables import as_json, latency_table, table
+
+
+def prune(
+    model: Model,
+    /,
+    *,
+    out: Out,
+    data: Data = None,
+    images: Images = None,
+    flops: Flops = None,
+    params: Params = None,
+    method: Method = None,
+    align: Align = None,
+    samples: Annotated[int | None, about(PruneConfig, "samples")] = None,
+    rounds: Annotated[int | None, about(PruneConfig, "rounds")] = None,
+    imgsz: OwnSize = None,
+    seed: Seed = None,
+    device: Device = None,
+) -> None:
+    """Remove channels, with the rest re-fitted (obs).
+
+    For example:
+
+        hawkeye prune yolov8n.pt --images pictures/ --out runs/pruned --flops 0.75 --params 0.8
+    """
+    config = given(PruneConfig(), data=data, images=images, flops=flops, params=params, method=method, align=align,
+                    samples=samples, rounds=rounds, imgsz=imgsz, seed=seed, device=device)  # fmt: skip
+    source = _source(model, out, imgsz, "prune")
+    made = load("hawkeye.compress.prune").prune(source, config, out=out)
+    print(f"GFLOPs {source.gflops:.2f} → {made.gflops:.2f}, parameters {source.params:,} → {made.params:,}")
+    print(out)
+
+
+def recover(
+    model: Model,
+    /,
+    *,
+    teacher: Annotated[Path, Parameter(help="The original: checkpoint (.pt) or folder of an artefact.")],
+    out: Out,
+    data: Data = None,
+    images: Images = None,
+    budget: Budget = None,
+    steps: Steps = None,
+    batch: Annotated[int | None, about(RecoverConfig, "batch")] = None,
+    lr: Annotated[float | None, about(RecoverConfig, "lr")] = None,
+    imgsz: OwnSize = None,
+    seed: Seed = None,
+    device: Device = None,
+) -> None:
+    """Win back accuracy by distillation from the original; needs no labels.
+
+    For example:
+
+        hawkeye recover runs/pruned --teacher yolov8n.pt --images pictures/ --out runs/recovered --budget 30m
+    """
+    config = given(RecoverConfig(), data=data, images=images, budget=budget, steps=steps, batch=batch, lr=lr,
+                    imgsz=imgsz, seed=seed, device=device)  # fmt: skip
+    source = _source(model, out, imgsz, "recover", name="pruned")
+    original = _source(teacher, out, imgsz or source.spec.imgsz, "recover", folder="teacher")
+    load("hawkeye.compress.recover").recover(source, config, teacher=original, out=out)
+    print(out)
+
+
+def export(
+    model: Model,
+    /,
+    *,
+    out: Out,
+    data: Data = None,
+    images: Images = None,
+    opset: Annotated[int | None, about(ExportConfig, "opset")] = None,
+    dynamic: Annotated[bool | None, about(ExportConfig, "dynamic")] = None,
+    simplify: Annotated[bool | None, about(ExportConfig, "simplify")] = None,
+    imgsz: OwnSize = None,
+) -> None:
+    """Write ONNX and OpenVINO, each compared with PyTorch on real pictures.
+
+    For example:
+
+        hawkeye export yolov8n.pt --images pictures/ --out runs/exported
+    """
+    config = given(ExportConfig(), data=data, images=images, opset=opset, dynamic=dynamic, simplify=simplify,
+                    imgsz=imgsz)  # fmt: skip
+    made = load("hawkeye.compress.export").export(_source(model, out, imgsz, "export"), config, out=out)
+    for fmt in made.files:
+        print(made.path(fmt))
+
+
+def quantize(
+    model: Model,
+    /,
+    *,
+    out: Out,
+    data: Data = None,
+    images: Images = None,
+    samples: Annotated[int | None, about(QuantizeConfig, "samples")] = None,
+    imgsz: OwnSize = None,
+    seed: Seed = None,
+) -> None:
+    """Make INT8 of an exported model; a checkpoint is exported first.
+
+    For example:
+
+        hawkeye quantize runs/exported --data data.yaml --out runs/int8
+    """
+    config = given(QuantizeConfig(), data=data, images=images, samples=samples, imgsz=imgsz, seed=seed)
+    source = _source(model, out, imgsz, "quantize")
+    if "openvino" not in source.files:
+        say("the model is not exported yet: exporting it first")
+        settings = given(ExportConfig(), data=data, images=images, imgsz=imgsz)
+        source = load("hawkeye.compress.export").export(source, settings, out=out / "export")
+    made = load("hawkeye.compress.quantize").quantize(source, config, out=out)
+    for fmt in made.files:
+        print(made.path(fmt))
+
+
+def evaluate(
+    model: Model,
+    /,
+    *,
+    data: Annotated[Path, Parameter(help="data.yaml of a YOLO data set.")],
+    runtime: Annotated[
+        RuntimeName | None, Parameter(help="Runtime; left out, the best for the files there are.")
+    ] = None,  # noqa: E501
+    split: Annotated[Literal["val", "train", "test"] | None, about(EvaluateConfig, "split")] = None,
+    conf: Annotated[float | None, about(EvaluateConfig, "conf")] = None,
+    iou: Annotated[float | None, about(EvaluateConfig, "iou")] = None,
+    imgsz: OwnSize = None,
+    threads: Threads = None,
+    out: Annotated[Path | None, Parameter(help="Folder to keep the record in.")] = None,
+    json: Json = False,
+) -> None:
+    """Measure mAP on labelled pictures, with the runtime's own pre- and post-processing.
+
+    For example:
+
+        hawkeye evaluate runs/first/4-quantize/pruned --data data.yaml
+
+        hawkeye evaluate yolov8n.pt --data data.yaml --imgsz 512
+    """
+    with tempfile.TemporaryDirectory() as name:
+        source = _source(model, Path(name), imgsz, "evaluate")
+        config = given(EvaluateConfig(), data=data, split=split, conf=conf, iou=iou, threads=threads,
+                        imgsz=imgsz or source.spec.imgsz)  # fmt: skip
+        chosen = runtime or _best_runtime(source)
+        folder = out or Path(name) / "records"
+        record = load("hawkeye.evaluate").evaluate(source, config, runtime=chosen, out=folder)
+    if json:
+        print(as_json(record.model_dump(mode="json")))
+        return
+    rows = [{"class": c.name, "objects": c.instances, "mAP@0.5": c.ap50, "mAP@0.5:0.95": c.ap50_95}
+            for c in record.per_class if c.instances]  # fmt: skip
+    total = sum(c.instances for c in record.per_class)
+    rows.insert(0, {"class": "all", "objects": total, "mAP@0.5": record.map50, "mAP@0.5:0.95": record.map50_95})
+    print(f"{record.name} in {record.runtime}, {record.images} pictures of {record.dataset} ({record.split})")
+    print(table(rows, ("class", "objects", "mAP@0.5", "mAP@0.5:0.95"), digits=3))
+
+
+def benchmark(
+    *models: Model,
+    out: Annotated[Path | None, Parameter(help="File (.json) to keep the record in.")] = None,
+    runs: Annotated[int | None, about(BenchmarkConfig, "runs")] = None,
+    threads: Threads = None,
+    imgsz: OwnSize = None,
+    json: Json = False,
+) -> None:
+    """Measure latency at batch 1, interleaved over all models and runtimes.
+
+    For example:
+
+        hawkeye benchmark runs/first/3-export/original runs/first/4-quantize/pruned --runs 200
+    """
+    if not models:
+        raise InputError("no model", expected="one or more checkpoints or artefact folders")
+    with tempfile.TemporaryDirectory() as name:
+        sources = [_source(m, Path(name), imgsz, "benchmark", folder=str(i)) for i, m in enumerate(models)]
+        config = given(BenchmarkConfig(), runs=runs, threads=threads, imgsz=imgsz or sources[0].spec.imgsz)
+        path = out or Path(name) / "latency.json"
+        record = load("hawkeye.benchmark").benchmark(sources, config, out=path)
+    print(as_json(record.model_dump(mode="json")) if json else latency_table(record))
+
+
+def _source(
+    path: Path, out: Path, imgsz: int | None, stage: str, *, name: str = "original", folder: str = "source"
+) -> Artifact:
+    """The artefact that was named; a checkpoint is taken in as one, under `out`."""
+    _check_out(out, stage)
+    if path.is_dir() or path.name == RECORD:
+        return Artifact.load(path)
+    if path.suffix != ".pt":
+        raise ModelError("not a model that this command takes", got=path,
+                         expected="a checkpoint (.pt) or the folder of an artefact")  # fmt: skip
+    yolo = load("hawkeye.compress.yolo")
+    size = imgsz if imgsz is not None else yolo.load_checkpoint(path).imgsz
+    made: Artifact = yolo.import_original(path, imgsz=size, out=out / folder)
+    if name == made.name:
+        return made
+    named = made.model_copy(update={"name": name})
+    named._root = made.root
+    return named
+
+
+def _check_out(out: Path, stage: str) -> None:
+    """A folder with another stage's result is not to be written over."""
+    if (out / RECORD).is_file() and Artifact.load(out).stage != stage:
+        raise RunDirError(f"{out} holds the result of another stage", got=Artifact.load(out).stage, expected=stage,
+                          mend="name another --out")  # fmt: skip
+
+
+def _best_runtime(artifact: Artifact) -> RuntimeName:
+    if "openvino" in artifact.files:
+        return "openvino-int8" if artifact.stage == "quantize" else "openvino-f32"
+    return "onnxruntime" if "onnx" in artifact.files else "pytorch-fp32"
