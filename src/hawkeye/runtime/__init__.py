@@ -1,0 +1,177 @@
+"""Runs exported detectors: one protocol over OpenVINO, ONNX Runtime and PyTorch, each behind one file.
+
+Nothing heavy is imported before a model is opened.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from hawkeye.artifact import RECORD, Artifact, ModelSpec
+from hawkeye.errors import ModelError
+from hawkeye.records import RuntimeName
+
+__all__ = ["Runtime", "load_runtime", "open_file", "spec_beside", "spec_from_metadata"]
+
+# Output levels that YOLO detectors have; stock exports record the coarsest stride only.
+_STRIDES = ((8, 16, 32), (4, 8, 16, 32), (8, 16, 32, 64), (16, 32))
+_MAX_METADATA_BYTES = 1_000_000
+
+
+class Runtime(Protocol):
+    """A network that is ready to run on a CPU, batch 1.
+
+    Attributes:
+        spec: input size, class names, strides.
+        name: the column of the table that it is.
+        precision_hint: what the library was asked for, such as "f32" or "default".
+        precision_executed: what it then does, as far as it tells, such as "i8 x57, f32 x7" convolutions.
+        threads: CPU threads that it may use.
+    """
+
+    spec: ModelSpec
+    name: RuntimeName
+    precision_hint: str
+    precision_executed: str
+    threads: int
+
+    def infer(self, canvas: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Raw output (4 + nc, A) float32 for a canvas (size, size, 3) of uint8 BGR.
+
+        Rows are centre x, centre y, width and height in canvas pixels, then nc scores in [0, 1]. The array may be the
+        runtime's own memory: it is valid until the next call.
+        """
+        ...
+
+
+def load_runtime(artifact: Artifact, runtime: RuntimeName, *, threads: int = 0) -> Runtime:
+    """Open the file of an artefact that a runtime takes.
+
+    Raises:
+        ModelError: the artefact has no such file, or it does not fit.
+        MissingExtraError: the runtime's library is not installed.
+    """
+    if runtime == "pytorch-fp32":
+        try:
+            from hawkeye.compress.yolo import TorchRuntime
+        except ModuleNotFoundError as error:
+            from hawkeye.errors import MissingExtraError
+
+            raise MissingExtraError("compress", error.name or "torch") from None
+        torch_runtime: Runtime = TorchRuntime(artifact.path("pytorch"), artifact.spec, threads=threads)
+        return torch_runtime
+    path = artifact.path("onnx" if runtime == "onnxruntime" else "openvino")
+    return open_file(path, runtime=runtime, spec=artifact.spec, threads=threads)
+
+
+def open_file(
+    path: Path, *, runtime: RuntimeName | None = None, spec: ModelSpec | None = None, threads: int = 0
+) -> Runtime:
+    """Open an .xml or .onnx file, ours or a stock export.
+
+    Args:
+        runtime: left out, an .onnx takes ONNX Runtime, and an .xml OpenVINO with its precision fixed to what the file
+            holds, so that it gives the same figures on every CPU.
+        spec: left out, it is read from `artifact.json` or `metadata.yaml` beside the file, or from the file itself.
+
+    Raises:
+        ModelError: not there, damaged, not a detector, or the runtime cannot read this kind of file.
+    """
+    if not path.is_file():
+        raise ModelError(f"there is no model {path}", mend="name an .xml or .onnx file, or the folder of an export")
+    if path.suffix == ".onnx" and runtime in (None, "onnxruntime"):
+        from hawkeye.runtime.onnx import OnnxRuntime
+
+        return OnnxRuntime(path, spec or spec_beside(path), threads=threads)
+    if path.suffix == ".xml" and runtime not in ("onnxruntime", "pytorch-fp32"):
+        from hawkeye.runtime.openvino import OpenVinoRuntime
+
+        return OpenVinoRuntime(path, spec or spec_beside(path), name=runtime, threads=threads)
+    mend = f"run `hawkeye export {path}` first" if path.suffix == ".pt" else "use the runtime that reads this kind"
+    raise ModelError(f"{path} cannot be opened{f' by {runtime}' if runtime else ''}", got=path.suffix or "no suffix",
+                     expected=".onnx for ONNX Runtime, .xml for OpenVINO", mend=mend)  # fmt: skip
+
+
+def spec_beside(path: Path) -> ModelSpec | None:
+    """What the files beside an exported model say of it; None where there are none.
+
+    Raises:
+        ModelError: they say that it is not a detector, or cannot be read.
+    """
+    if (path.parent / RECORD).is_file():
+        artifact = Artifact.load(path.parent)
+        if any(artifact.root / record.path == path for record in artifact.files.values()):
+            return artifact.spec
+    metadata = path.parent / "metadata.yaml"
+    if path.suffix == ".xml" and metadata.is_file():
+        try:
+            if metadata.stat().st_size > _MAX_METADATA_BYTES:
+                raise ModelError(f"{metadata} is too large", got=metadata.stat().st_size, expected=_MAX_METADATA_BYTES)
+            content = yaml.safe_load(metadata.read_text())
+        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ModelError(f"{metadata} cannot be read", got=str(error).splitlines()[0]) from None
+        return spec_from_metadata(content, metadata)
+    return None
+
+
+def spec_from_metadata(metadata: Mapping[str, Any], source: Path, *, candidates: int | None = None) -> ModelSpec:
+    """A model's spec from an export's metadata, as YAML has it or as strings (ONNX keeps strings only).
+
+    Args:
+        candidates: A, the last side of the output, where it is known; it tells the output levels apart.
+
+    Raises:
+        ModelError: not a detector, or something that a runtime must know is missing.
+    """
+    if not isinstance(metadata, Mapping):
+        raise ModelError(f"{source} holds no metadata", got=type(metadata).__name__, expected="names, imgsz, stride")
+    values = {key: _literal(metadata.get(key)) for key in ("names", "imgsz", "stride", "task", "strides")}
+    if values["task"] not in (None, "detect"):
+        raise ModelError(f"{source} is not a detector", got=f"task {values['task']}", expected="task detect")
+    names, imgsz = values["names"], values["imgsz"]
+    if isinstance(names, Mapping):
+        names = [names[key] for key in sorted(names)]
+    sides = list(imgsz) if isinstance(imgsz, list | tuple) else [imgsz] * 2
+    if not isinstance(names, list | tuple) or not names or not all(isinstance(s, int) and s > 0 for s in sides):
+        raise ModelError(f"{source} lacks what a detector's export records", got=f"names {names!r}, imgsz {imgsz!r}",
+                         expected="class names and input size", mend="export the model again")  # fmt: skip
+    if len(set(sides)) != 1:
+        raise ModelError(f"{source} takes pictures that are not square", got=imgsz, expected="one side for both",
+                         mend="export it again with one --imgsz")  # fmt: skip
+    size, coarsest = sides[0], values["stride"] or 32
+    given = values["strides"]
+    options = [tuple(given)] if isinstance(given, list | tuple) else [s for s in _STRIDES if s[-1] == coarsest]
+    fitting = [s for s in options if candidates is None or sum((size // v) ** 2 for v in s) == candidates]
+    if not fitting:
+        raise ModelError(f"{source} has output levels that are not known here", got=f"{candidates} candidates",
+                         expected=f"those of strides {list(_STRIDES)} at {size}")  # fmt: skip
+    return ModelSpec(imgsz=size, names=tuple(str(name) for name in names), strides=fitting[0])
+
+
+def _literal(value: Any) -> Any:
+    """ONNX metadata are strings that hold Python literals; anything else stays as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return ast.literal_eval(value)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return value
+
+
+def check_output(spec: ModelSpec, shape: tuple[int, ...], source: Path) -> None:
+    """Hold a network's output shape against its spec.
+
+    Raises:
+        ModelError: it is not (1, 4 + classes, candidates) of this spec.
+    """
+    expected = (1, 4 + len(spec.names), spec.anchors)
+    if shape != expected:
+        raise ModelError(f"{source} does not compute a detector's output", got=shape, expected=expected,
+                         mend="export a YOLOv8-style detector without built-in NMS")  # fmt: skip

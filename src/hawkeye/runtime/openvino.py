@@ -1,0 +1,232 @@
+"""OpenVINO: the picture goes in as the uint8 canvas, and layout, colour order and scaling happen inside the graph.
+
+Precision is always asked for by name: left alone, OpenVINO computes in bfloat16 where the CPU has it, and a row called
+FP32 would be a lie.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+from numpy.typing import NDArray
+from openvino.preprocess import ColorFormat, PrePostProcessor
+
+from hawkeye.artifact import ModelSpec
+from hawkeye.environment import cpu_count
+from hawkeye.errors import ModelError
+from hawkeye.records import RuntimeName
+from hawkeye.runtime import check_output, spec_beside, spec_from_metadata
+
+# What each row asks OpenVINO for. The float parts of an INT8 model are fixed to f32 as well.
+_HINTS: dict[str, str | None] = {"openvino-f32": "f32", "openvino-int8": "f32", "openvino-default": None}
+
+
+class OpenVinoRuntime:
+    """One compiled model of static size with one reused request; see `Runtime`.
+
+    Args:
+        path: the .xml of an IR: ours, or a stock export (FP32, FP16 or INT8).
+        spec: left out, it is read from the IR's own metadata.
+        name: left out, openvino-int8 for an IR with quantizers and openvino-f32 for any other.
+        threads: 0 takes all cores that the process may use.
+        cache_dir: where OpenVINO may keep compiled models, to start faster the next time.
+
+    Raises:
+        ModelError: damaged, not a detector, or its input or output does not fit the spec.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        spec: ModelSpec | None = None,
+        *,
+        name: RuntimeName | None = None,
+        threads: int = 0,
+        cache_dir: Path | None = None,
+    ) -> None:
+        model = _read(path)
+        quantized = any(op.get_type_name() == "FakeQuantize" for op in model.get_ops())
+        if name == "openvino-int8" and not quantized:
+            raise ModelError(f"{path} is not INT8", got="no quantizers in it", expected="an IR made by quantization",
+                             mend="run `hawkeye quantize`, or use openvino-f32")  # fmt: skip
+        self.name: RuntimeName = name or ("openvino-int8" if quantized else "openvino-f32")
+        self.spec = spec or _own_spec(model, path)
+        self.threads = threads or cpu_count()
+        hint = _HINTS[self.name]
+        self.precision_hint = hint or "default"
+        self._compiled = _compile(_prepare(model, self.spec, path), path, hint, self.threads, "LATENCY", cache_dir)
+        check_output(self.spec, tuple(self._compiled.output(0).shape), path)
+        self.precision_executed = _summary(_executed(self._compiled))
+        self._request = self._compiled.create_infer_request()
+        self._canvas: NDArray[np.uint8] | None = None
+
+    def infer(self, canvas: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """See `Runtime.infer`. The canvas is read in place; hand in the same array each time to bind it only once."""
+        if canvas is not self._canvas:
+            _check_canvas(canvas, self.spec.imgsz)
+            self._request.set_input_tensor(ov.Tensor(canvas[None], shared_memory=True))
+            self._canvas = canvas  # also keeps the memory alive for as long as the request reads it
+        self._request.infer()
+        raw: NDArray[np.float32] = self._request.get_output_tensor().data[0]
+        return raw
+
+
+def throughput(path: Path, spec: ModelSpec, *, runtime: RuntimeName, threads: int = 0, seconds: float = 1.5) -> float:
+    """Frames per second with as many requests in flight as OpenVINO thinks best, the network alone."""
+    hint = _HINTS[runtime]
+    compiled = _compile(_prepare(_read(path), spec, path), path, hint, threads or cpu_count(), "THROUGHPUT", None)
+    requests = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
+    queue = ov.AsyncInferQueue(compiled, requests)
+    canvases = [np.full((1, spec.imgsz, spec.imgsz, 3), 114, np.uint8) for _ in range(requests)]
+    for request, canvas in zip(queue, canvases, strict=True):  # each request owns its picture for as long as it lives
+        request.set_input_tensor(ov.Tensor(canvas, shared_memory=True))
+    for _ in range(requests):  # warm-up
+        queue.start_async()
+    queue.wait_all()
+    started, frames = time.perf_counter(), 0
+    while time.perf_counter() - started < seconds or frames < 2 * requests:
+        queue.start_async()  # waits for a free request
+        frames += 1
+    queue.wait_all()
+    return frames / (time.perf_counter() - started)
+
+
+def execution_precisions(path: Path, *, hint: str | None = "f32", threads: int = 0) -> list[dict[str, Any]]:
+    """What this CPU really computes for an IR, layer by layer, in order of execution.
+
+    Each row: `name`, `kind`, `precision` (such as "f32", "bf16", "i8"), `primitive` (OpenVINO's kernel), and `layers`,
+    the names of the graph's layers that were fused into it.
+
+    Raises:
+        ModelError: damaged, or OpenVINO cannot compile it.
+    """
+    compiled = _compile(_read(path), path, hint, threads or cpu_count(), "LATENCY", None)
+    return _executed(compiled)
+
+
+def _read(path: Path) -> ov.Model:
+    weights = path.with_suffix(".bin")
+    if not weights.is_file():
+        raise ModelError(f"{path} has no weights", got=f"no {weights.name} beside it", mend="copy both files together")
+    try:
+        return ov.Core().read_model(path, weights)
+    except RuntimeError as error:
+        raise ModelError(f"{path} is not an OpenVINO model, or is damaged", got=_reason(error),
+                         mend="export the model again") from None  # fmt: skip
+
+
+def _prepare(model: ov.Model, spec: ModelSpec, path: Path) -> ov.Model:
+    """Make the input static and put the preprocessing into the graph: uint8 NHWC BGR in, float32 out."""
+    if len(model.inputs) != 1 or len(model.outputs) != 1:
+        raise ModelError(f"{path} is not a detector", got=f"{len(model.inputs)} inputs, {len(model.outputs)} outputs",
+                         expected="one of each")  # fmt: skip
+    wanted = [1, 3, spec.imgsz, spec.imgsz]
+    shape = model.input().partial_shape
+    if not shape.compatible(ov.PartialShape(wanted)):
+        raise ModelError(f"{path} does not take pictures of {spec.imgsz} pixels", got=shape, expected=wanted,
+                         mend=f"export it again with --imgsz {spec.imgsz}")  # fmt: skip
+    try:
+        if shape.is_dynamic:
+            model.reshape(wanted)  # INT8 at dynamic sizes has crashed on CPUs with AMX: always compile one static size
+        process = PrePostProcessor(model)
+        process.input().tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout("NHWC")).set_color_format(
+            ColorFormat.BGR
+        )
+        process.input().model().set_layout(ov.Layout("NCHW"))
+        steps = process.input().preprocess()
+        steps.convert_element_type(ov.Type.f32).convert_color(ColorFormat.RGB).scale(255.0)
+        steps.convert_element_type(model.input().element_type)
+        process.output().tensor().set_element_type(ov.Type.f32)
+        return process.build()
+    except RuntimeError as error:
+        raise ModelError(f"{path} cannot be prepared", got=_reason(error), mend="export the model again") from None
+
+
+def _compile(
+    model: ov.Model, path: Path, hint: str | None, threads: int, mode: str, cache_dir: Path | None
+) -> ov.CompiledModel:
+    options: dict[str, Any] = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": mode}
+    if hint is not None:
+        options["INFERENCE_PRECISION_HINT"] = hint
+    if cache_dir is not None:
+        options["CACHE_DIR"] = str(cache_dir)
+    try:
+        return ov.Core().compile_model(model, "CPU", options)
+    except RuntimeError as error:
+        raise ModelError(f"OpenVINO cannot compile {path}", got=_reason(error), mend="export the model again") from None
+
+
+def _own_spec(model: ov.Model, path: Path) -> ModelSpec:
+    """Spec from the IR's own `model_info`, for an .xml that was moved without its metadata.yaml."""
+    info = {
+        key: model.get_rt_info(["model_info", key]).astype(str)
+        for key in ("labels", "model_type", "task")
+        if model.has_rt_info(["model_info", key])
+    }
+    if "labels" not in info:
+        raise ModelError(f"{path} does not tell its classes", got="no metadata.yaml and no labels in the file",
+                         mend="keep the export's files together, or export the model again")  # fmt: skip
+    shape = model.input().partial_shape
+    size = shape[2].get_length() if len(shape) == 4 and shape[2].is_static else 0
+    outputs = model.outputs[0].partial_shape
+    last = outputs[len(outputs) - 1]
+    for stride in (32, 64):
+        try:
+            # Labels are kept in one string; a blank inside a name was written as an underscore.
+            values = {"names": info["labels"].split(), "imgsz": size or None, "stride": stride,
+                      "task": info.get("task", "detect")}  # fmt: skip
+            return spec_from_metadata(values, path, candidates=last.get_length() if last.is_static else None)
+        except ModelError:
+            if stride == 64:
+                raise
+    raise AssertionError("unreachable")
+
+
+def _executed(compiled: ov.CompiledModel) -> list[dict[str, Any]]:
+    rows = []
+    for op in compiled.get_runtime_model().get_ops():
+        info = {key: value.astype(str) if hasattr(value, "astype") else str(value)
+                for key, value in op.get_rt_info().items()}  # fmt: skip
+        rows.append({
+            "order": int(info.get("execOrder", 0)),
+            "name": op.get_friendly_name(),
+            "kind": info.get("layerType", op.get_type_name()),
+            "precision": info.get("runtimePrecision", "unknown"),
+            "primitive": info.get("primitiveType", "unknown"),
+            "layers": info.get("originalLayersNames", "").split(",") if info.get("originalLayersNames") else [],
+        })  # fmt: skip
+    rows.sort(key=lambda row: row.pop("order"))
+    return rows
+
+
+def _summary(rows: list[dict[str, Any]]) -> str:
+    """Convolutions by precision, such as "i8 x57, f32 x7"."""
+    counts = Counter(_PRECISION.get(row["precision"], row["precision"])
+                     for row in rows if row["kind"] in ("Convolution", "Convolution_Fused"))  # fmt: skip
+    return ", ".join(f"{precision} x{count}" for precision, count in counts.most_common()) or "no convolutions"
+
+
+_PRECISION = {"u8": "i8"}  # unsigned activations: the same INT8 kernels
+
+
+def _check_canvas(canvas: NDArray[np.uint8], size: int) -> None:
+    if canvas.shape != (size, size, 3) or canvas.dtype != np.uint8 or not canvas.flags.c_contiguous:
+        raise ModelError("the canvas does not fit the network", got=f"{canvas.dtype} {canvas.shape}",
+                         expected=f"contiguous uint8 ({size}, {size}, 3)")  # fmt: skip
+
+
+def _reason(error: RuntimeError) -> str:
+    """The one telling line of OpenVINO's message, without its source files."""
+    lines = [re.sub(r"^Exception from \S+:\d+:\s*", "", line).strip() for line in str(error).splitlines()]
+    return next((line for line in reversed(lines) if line), "no reason given")[:300]
+
+
+def read_spec(path: Path) -> ModelSpec:
+    """Spec of an IR, from the files beside it or from the file itself."""
+    return spec_beside(path) or _own_spec(_read(path), path)
