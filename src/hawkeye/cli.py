@@ -46,16 +46,18 @@ def make_app(wanted: str | None = None) -> App:
     The line of the table stands in for a command's docstring, so that the list of commands imports none of them; the
     command that is `wanted` is imported anyway, and shows its whole docstring.
     """
-    app = App(name="hawkeye", version=__version__, help=_HELP, help_format="markdown", result_action="return_value")
+    app = App(name="hawkeye", version=__version__, help=_HELP, help_format="markdown", result_action="return_value",
+              suppress_keyboard_interrupt=False)  # fmt: skip
     for name, (target, line) in COMMANDS.items():
         app.command(target, name=name, help=None if name == wanted else line)
     return app
 
 
-def run(arguments: Sequence[str]) -> int:
+def run(arguments: Sequence[str], *, app: App | None = None) -> int:
     """Run one command and return its exit code; errors become text on standard error, never a traceback."""
+    app = app or make_app(next(iter(arguments), None))
     try:
-        result = make_app(next(iter(arguments), None))(list(arguments), exit_on_error=False, print_error=False)
+        result = app(list(arguments), exit_on_error=False, print_error=False)
     except CycloptsError as error:
         command = arguments[0] if arguments and arguments[0] in COMMANDS else ""
         print(f"error: {error}", file=sys.stderr)

@@ -200,7 +200,7 @@ def predict(
 
     from hawkeye.artifact import write_bytes
     from hawkeye.data import list_images, read_image
-    from hawkeye.predict import draw
+    from hawkeye.draw import draw
     from hawkeye.runtime.detector import Detector
 
     if not source.exists():

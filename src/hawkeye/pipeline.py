@@ -41,7 +41,7 @@ def draw_pictures(pictures: Sequence[Path], before: Artifact, after: Artifact, *
 
     from hawkeye.artifact import write_bytes
     from hawkeye.data import read_image
-    from hawkeye.predict import draw
+    from hawkeye.draw import draw
     from hawkeye.runtime.detector import Detector
 
     for stale in out.glob("*.jpg"):

@@ -1,0 +1,449 @@
+"""The order of the stages, going on after a kill, gates, and every mistake in the input told before work begins."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from hawkeye import environment
+from hawkeye.artifact import RECORD, Artifact, ModelSpec, digest, file_sha256, reuse, write_bytes
+from hawkeye.config import EvaluateConfig, PruneConfig, Recipe
+from hawkeye.demo import Steps, demo
+from hawkeye.errors import BoundsError, CheckpointError, ConfigError, DataError, InputError, RunDirError, StorageError
+from hawkeye.pipeline import STAGES, RunResult, Stages, gates_passed, optimize
+from hawkeye.records import AccuracyRecord, LatencyRecord, LatencyRow, Percentiles
+from hawkeye.rundir import check_space, open_run
+
+NAMES = ("ball", "box")
+
+
+class Killed(BaseException):
+    """Stands in for a kill: nothing in the product may catch it."""
+
+
+class Bench:
+    """Fake stages that keep the house's rule (finished work with the same key is returned) and note who worked."""
+
+    def __init__(self, drop: float = 0.01, die_in: str | None = None, names: tuple[str, ...] = NAMES) -> None:
+        self.worked: list[str] = []
+        self.drop, self.die_in, self.names = drop, die_in, names
+        self.drawn: tuple[str, str] | None = None
+
+    def stages(self) -> Stages:
+        return Stages(
+            class_names=lambda path: self.names,
+            original=lambda path, *, imgsz, out: self.make(
+                "original", "original", file_sha256(path), out, ("pytorch",)
+            ),
+            prune=lambda a, c, *, out: self.make("prune", "pruned", [a.sha256, c.flops], out, ("pytorch",), a),
+            recover=lambda a, c, *, teacher, out: self.make(
+                "recover", a.name, [a.sha256, teacher.sha256, c.budget], out, ("pytorch",), a
+            ),
+            export=lambda a, c, *, out: self.make("export", a.name, a.sha256, out, ("pytorch", "onnx", "openvino"), a),
+            quantize=lambda a, c, *, out: self.make(
+                "quantize", f"{a.name}+int8", a.sha256, out, ("onnx", "openvino"), a
+            ),
+            evaluate=self.evaluate,
+            benchmark=self.benchmark,
+            pictures=self.pictures,
+            report=self.report,
+        )
+
+    def make(
+        self, stage: str, name: str, key: Any, out: Path, formats: tuple[Any, ...], parent: Artifact | None = None
+    ) -> Artifact:
+        key = digest(stage, key)
+        if (done := reuse(out, key)) is not None:
+            return done
+        self.worked.append(f"{stage} {name}")
+        files = {fmt: out / f"{name}.{fmt}" for fmt in formats}
+        for path in files.values():
+            write_bytes(path, f"{path.name} {key}".encode())
+        if self.die_in == f"{stage} {name}":
+            raise Killed  # files are there, the record is not
+        spec = ModelSpec(imgsz=64, names=self.names, strides=(8, 16, 32))
+        return Artifact.create(out, files, started=time.perf_counter(), name=name, stage=stage, spec=spec, params=10,
+                               macs=100, key=key, parent_sha256=parent.sha256 if parent else None)  # fmt: skip
+
+    def evaluate(self, artifact: Artifact, config: EvaluateConfig, *, runtime: Any, out: Path) -> AccuracyRecord:
+        self.worked.append(f"evaluate {artifact.name} {runtime}")
+        fmt: Any = {"pytorch-fp32": "pytorch", "onnxruntime": "onnx"}.get(runtime, "openvino")
+        stem = f"{artifact.name}-{runtime}"
+        if self.die_in == f"evaluate {stem}":
+            raise Killed
+        write_bytes(out / f"{stem}.npz", b"matches")
+        record = AccuracyRecord(
+            name=artifact.name, artifact_sha256=artifact.sha256, file_sha256=artifact.files[fmt].sha256, format=fmt,
+            runtime=runtime, precision_hint="f32", dataset="d", dataset_sha256="d", split=config.split, images=4,
+            skipped=0, imgsz=config.imgsz, conf=config.conf, iou=config.iou, max_det=config.max_det, threads=2,
+            map50=0.9, map50_95=0.6, per_class=(), matches=f"{stem}.npz", seconds=0.1,
+            environment=environment.describe(),
+        )  # fmt: skip
+        record.save(out / f"{stem}.json")
+        return record
+
+    def benchmark(self, artifacts: list[Artifact], config: Any, *, out: Path) -> LatencyRecord:
+        self.worked.append("benchmark " + " ".join(a.name for a in artifacts))
+        p = Percentiles(p50=1, p95=1, p99=1)
+        rows = tuple(
+            LatencyRow(name=a.name, runtime="openvino-f32", file_sha256=a.files["openvino"].sha256,
+                       precision_hint="f32", precision_executed="f32", network_ms=(1.0,) * config.runs,
+                       frame_ms=(1.0,) * config.runs, network=p, frame=p, throughput_fps=None, start_s=None,
+                       peak_rss_bytes=None)
+            for a in artifacts
+        )  # fmt: skip
+        record = LatencyRecord(imgsz=config.imgsz, batch=1, threads=2, frame_hw=config.frame, rows=rows, seconds=1,
+                               environment=environment.describe())  # fmt: skip
+        record.save(out)
+        return record
+
+    def pictures(self, paths: list[Path], before: Artifact, after: Artifact, *, out: Path) -> None:
+        assert paths
+        self.drawn = (before.name, after.name)
+
+    def report(self, run: Path) -> dict[str, Any]:
+        self.worked.append("report")
+        head = json.loads((run / "run.json").read_text())
+        limit = head["recipe"]["gates"]["max_drop"]
+        value = 100 * self.drop if head["labels"] else None
+        passed = None if value is None else value <= limit
+        return {"gates": {"max_drop": {"limit": limit, "value": value, "passed": passed}}, "rows": []}
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Callable[..., Recipe]:
+    """A data set of eight pictures, a folder of unlabelled ones, and a checkpoint that only the fakes can read."""
+    picture = cv2.imencode(".png", np.full((32, 32, 3), 90, np.uint8))[1].tobytes()
+    for split, count in (("train", 5), ("val", 3)):
+        for i in range(count):
+            write_bytes(tmp_path / "d" / "images" / split / f"{i}.png", picture + bytes([i]))
+            write_bytes(tmp_path / "d" / "labels" / split / f"{i}.txt", b"0 0.5 0.5 0.25 0.25\n")
+            write_bytes(tmp_path / "loose" / f"{split}{i}.png", picture)
+    yaml = f"train: images/train\nval: images/val\nnames: {list(NAMES)}\n"
+    write_bytes(tmp_path / "d" / "data.yaml", yaml.encode())
+    write_bytes(tmp_path / "model.pt", b"weights")
+
+    def build(**changes: Any) -> Recipe:
+        values: dict[str, Any] = {
+            "model": tmp_path / "model.pt",
+            "data": tmp_path / "d" / "data.yaml",
+            "imgsz": 64,
+            **changes,
+        }
+        return Recipe.build(**values)
+
+    return build
+
+
+def work(stage: str, *names: str) -> list[str]:
+    return [f"{stage} {name}" for name in names]
+
+
+ALL = [
+    *work("original", "original"), *work("prune", "pruned"), *work("recover", "pruned"),
+    *work("export", "original", "pruned"), *work("quantize", "original+int8", "pruned+int8"),
+    *work("evaluate", *(f"{n} {r}" for n in ("original", "pruned")
+                        for r in ("openvino-f32", "onnxruntime", "pytorch-fp32"))),
+    *work("evaluate", "original+int8 openvino-int8", "pruned+int8 openvino-int8"),
+    "benchmark original pruned original+int8 pruned+int8", "report",
+]  # fmt: skip
+
+
+def test_every_stage_works_once_in_order_and_never_again(project: Any, tmp_path: Path) -> None:
+    bench = Bench()
+    result = optimize(project(), out=tmp_path / "run", stages=bench.stages())
+    assert bench.worked == ALL
+    assert (result.passed, result.finished, bench.drawn) == (True, True, ("original", "pruned+int8"))
+    bench.worked.clear()
+    optimize(project(), out=tmp_path / "run", stages=bench.stages())
+    assert bench.worked == ["report"]
+
+
+@pytest.mark.parametrize("where", [s for s in ALL if not s.startswith(("benchmark", "report", "evaluate"))])
+def test_a_killed_run_goes_on_where_it_was(project: Any, tmp_path: Path, where: str) -> None:
+    bench = Bench(die_in=where)
+    with pytest.raises(Killed):
+        optimize(project(), out=tmp_path / "run", stages=bench.stages())
+    assert bench.worked == ALL[: ALL.index(where) + 1]
+    bench.worked.clear()
+    bench.die_in = None
+    assert optimize(project(), out=tmp_path / "run", stages=bench.stages()).passed
+    assert bench.worked == ALL[ALL.index(where) :]
+
+
+def test_a_kill_between_two_evaluations_keeps_the_first(project: Any, tmp_path: Path) -> None:
+    bench = Bench(die_in="evaluate pruned-openvino-f32")
+    with pytest.raises(Killed):
+        optimize(project(), out=tmp_path / "run", stages=bench.stages())
+    bench.die_in = None
+    bench.worked.clear()
+    optimize(project(), out=tmp_path / "run", stages=bench.stages())
+    assert bench.worked == ALL[ALL.index("evaluate pruned openvino-f32") :]
+
+
+def test_a_changed_setting_redoes_its_stage_and_what_follows(project: Any, tmp_path: Path) -> None:
+    bench = Bench()
+    optimize(project(), out=tmp_path / "run", stages=bench.stages())
+    bench.worked.clear()
+    recipe = project()
+    optimize(recipe.with_(recover=recipe.recover.with_(budget="5m")), out=tmp_path / "run", stages=bench.stages())
+    assert bench.worked == [
+        *work("recover", "pruned"), *work("export", "pruned"), *work("quantize", "pruned+int8"),
+        *work("evaluate", "pruned openvino-f32", "pruned onnxruntime", "pruned pytorch-fp32",
+              "pruned+int8 openvino-int8"),
+        "benchmark original pruned original+int8 pruned+int8", "report",
+    ]  # fmt: skip
+
+
+def test_damaged_files_and_records_are_made_again(project: Any, tmp_path: Path) -> None:
+    bench = Bench()
+    optimize(project(), out=tmp_path / "run", stages=bench.stages())
+    bench.worked.clear()
+    (tmp_path / "run" / "2-recover" / "pruned.pytorch").write_text("damaged")
+    (tmp_path / "run" / "records" / "accuracy" / "original-onnxruntime.json").write_text("{")
+    (tmp_path / "run" / "records" / "latency.json").unlink()
+    optimize(project(), out=tmp_path / "run", stages=bench.stages())
+    assert bench.worked == ["recover pruned", "evaluate original onnxruntime",
+                            "benchmark original pruned original+int8 pruned+int8", "report"]  # fmt: skip
+
+
+def test_until_stops_and_the_same_command_without_it_goes_on(project: Any, tmp_path: Path) -> None:
+    bench = Bench()
+    result = optimize(project(), out=tmp_path / "run", until="recover", stages=bench.stages())
+    assert (result.finished, result.passed, result.report) == (False, False, {})
+    assert bench.worked == ALL[:3]
+    optimize(project(), out=tmp_path / "run", stages=bench.stages())
+    assert bench.worked == ALL
+
+
+def test_skip_recover_exports_the_pruned_one_as_it_is(project: Any, tmp_path: Path) -> None:
+    bench = Bench()
+    optimize(project(), out=tmp_path / "run", skip=["recover"], stages=bench.stages())
+    assert bench.worked == [line for line in ALL if line != "recover pruned"]
+    pruned, exported = (Artifact.load(tmp_path / "run" / place) for place in ("1-prune", "3-export/pruned"))
+    assert exported.parent_sha256 == pruned.sha256
+
+
+def test_skip_prune_compresses_by_int8_alone_even_with_a_bound_of_one(project: Any, tmp_path: Path) -> None:
+    bench = Bench()
+    recipe = project(prune=PruneConfig(flops=1.0))
+    assert optimize(recipe, out=tmp_path / "run", skip=["prune"], stages=bench.stages()).passed
+    assert not [line for line in bench.worked if "pruned" in line]
+    assert bench.drawn == ("original", "original+int8")
+    with pytest.raises(RunDirError, match="--skip prune"):
+        optimize(project(), out=tmp_path / "run", stages=bench.stages())
+
+
+def test_a_missed_gate_still_writes_everything(project: Any, tmp_path: Path) -> None:
+    bench = Bench(drop=0.03)
+    result = optimize(project(), out=tmp_path / "run", stages=bench.stages())
+    assert (result.passed, result.finished) == (False, True)
+    assert bench.worked == ALL
+
+
+@pytest.mark.parametrize(
+    ("gates", "labels", "passed"),
+    [
+        ({"max_drop": True}, True, True),
+        ({"max_drop": None}, True, False),  # not judged must not pass silently
+        ({}, True, False),  # nor must a gate that is not there
+        ({"max_drop": None}, False, True),  # without labels there is no such gate
+        ({"max_drop": None, "flops": False}, False, False),
+        ({"max_drop": True, "flops": False}, True, False),
+    ],
+)
+def test_gates(gates: dict[str, Any], labels: bool, passed: bool) -> None:
+    table = {"gates": {name: {"passed": value} for name, value in gates.items()}}
+    assert gates_passed(table, labels=labels) is passed
+
+
+def test_without_labels_nothing_is_evaluated_and_the_user_is_told(project: Any, tmp_path: Path, capsys: Any) -> None:
+    bench = Bench()
+    recipe = project(data=None, images=tmp_path / "loose")
+    assert optimize(recipe, out=tmp_path / "run", stages=bench.stages()).passed
+    assert not [line for line in bench.worked if line.startswith("evaluate")]
+    assert "accuracy is not measured" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"seed": 1}, "--seed differs"),
+        ({"imgsz": 96}, "--imgsz differs"),
+        ({"model": "other.pt"}, "MODEL differs"),
+        ({"images": "loose"}, "--images differs"),
+        ({"data": None, "images": "loose"}, "--data differs"),
+    ],
+)
+def test_a_folder_of_another_run_is_refused_untouched(
+    project: Any, tmp_path: Path, change: dict[str, Any], words: str
+) -> None:
+    write_bytes(tmp_path / "other.pt", b"other weights")
+    optimize(project(), out=tmp_path / "run", until="original", stages=Bench().stages())
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    changes = {key: tmp_path / value if isinstance(value, str) else value for key, value in change.items()}
+    with pytest.raises(RunDirError, match=words):
+        optimize(project(**changes), out=tmp_path / "run", stages=Bench().stages())
+    assert before == {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+
+
+def test_the_same_data_in_another_place_is_the_same_run(project: Any, tmp_path: Path) -> None:
+    bench = Bench()
+    optimize(project(), out=tmp_path / "run", stages=bench.stages())
+    (tmp_path / "d").rename(tmp_path / "moved")
+    bench.worked.clear()
+    optimize(project(data=tmp_path / "moved" / "data.yaml"), out=tmp_path / "run", stages=bench.stages())
+    assert bench.worked == ["report"]
+
+
+def test_a_run_folder_that_is_none_is_refused(project: Any, tmp_path: Path) -> None:
+    write_bytes(tmp_path / "busy" / "thesis.txt", b"text")
+    write_bytes(tmp_path / "odd" / "run.json", b"{")
+    for name, words in (("busy", "thesis.txt"), ("odd", "cannot be read"), ("model.pt", "not a folder")):
+        with pytest.raises(RunDirError, match=words):
+            optimize(project(), out=tmp_path / name, stages=Bench().stages())
+    assert sorted(p.name for p in (tmp_path / "busy").iterdir()) == ["thesis.txt"]
+
+
+def test_an_interrupted_first_write_does_not_lock_the_folder(project: Any, tmp_path: Path) -> None:
+    write_bytes(tmp_path / "run" / ".run.json.abc", b"{")
+    assert open_run(tmp_path / "run", project()).root == tmp_path / "run"
+
+
+def _spoil(kind: str, root: Path) -> None:
+    """Break one thing in the project."""
+    d = root / "d"
+    if kind == "labels outside":
+        write_bytes(d / "labels" / "train" / "0.txt", b"0 1.5 0.5 0.2 0.2\n")
+    elif kind == "class out of range":
+        write_bytes(d / "labels" / "val" / "0.txt", b"7 0.5 0.5 0.2 0.2\n")
+    elif kind == "missing path":
+        (d / "data.yaml").write_text("train: images/nope\nval: images/val\nnames: [ball, box]\n")
+    elif kind == "no val":
+        (d / "data.yaml").write_text("train: images/train\nnames: [ball, box]\n")
+    elif kind == "wrong count":
+        (d / "data.yaml").write_text("train: images/train\nval: images/val\nnc: 3\nnames: [ball, box]\n")
+    elif kind == "other names":
+        (d / "data.yaml").write_text("train: images/train\nval: images/val\nnames: [ball, cat]\n")
+    elif kind == "more names":
+        (d / "data.yaml").write_text("train: images/train\nval: images/val\nnames: [ball, box, cat]\n")
+    elif kind == "unreadable":
+        write_bytes(d / "images" / "train" / "0.png", b"no picture")
+    else:
+        raise AssertionError(kind)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("labels outside", r"outside the picture"),
+        ("class out of range", r"class out of range"),
+        ("missing path", r"does not exist"),
+        ("no val", r"no 'val' pictures"),
+        ("wrong count", r"nc: 3"),
+        ("other names", r"class 1 is 'cat'[\s\S]*class 1 is 'box'"),
+        ("more names", r"3 classes[\s\S]*2 classes"),
+        ("unreadable", r"1 of 5"),
+    ],
+)
+def test_bad_data_is_told_before_anything_is_written(project: Any, tmp_path: Path, kind: str, words: str) -> None:
+    _spoil(kind, tmp_path)
+    with pytest.raises(DataError, match=words):
+        optimize(project(), out=tmp_path / "run", stages=Bench().stages())
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_few_unreadable_pictures_are_counted(project: Any, tmp_path: Path, capsys: Any) -> None:
+    picture = (tmp_path / "d" / "images" / "train" / "1.png").read_bytes()
+    for i in range(10, 20):
+        write_bytes(tmp_path / "d" / "images" / "train" / f"{i}.png", picture)
+    _spoil("unreadable", tmp_path)
+    optimize(project(), out=tmp_path / "run", until="original", stages=Bench().stages())
+    assert "1 of 15 pictures cannot be read" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "error", "words"),
+    [
+        ({"prune": PruneConfig(flops=1.0)}, {}, BoundsError, "--skip prune"),
+        ({"prune": PruneConfig(params=1.2)}, {}, BoundsError, "--params"),
+        ({"model": None}, {}, ConfigError, "no model"),
+        ({"model": Path("nowhere.pt")}, {}, CheckpointError, "nowhere.pt"),
+        ({"data": None}, {}, DataError, "neither --data nor --images"),
+        ({"data": Path("nowhere.yaml")}, {}, DataError, "nowhere.yaml"),
+        ({"images": Path("nowhere")}, {}, DataError, "nowhere"),
+        ({}, {"until": "lunch"}, ConfigError, "lunch"),
+        ({}, {"until": "prune", "skip": ["prune"]}, ConfigError, "--until"),
+        ({}, {"skip": ["report"]}, ConfigError, "report"),
+    ],
+)
+def test_bad_settings(project: Any, tmp_path: Path, changes: Any, options: Any, error: Any, words: str) -> None:
+    with pytest.raises(error, match=words) as caught:
+        optimize(project(**changes), out=tmp_path / "run", stages=Bench().stages(), **options)
+    assert isinstance(caught.value, InputError)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_that_is_none_leaves_nothing_behind(project: Any, tmp_path: Path) -> None:
+    def refuse(path: Path) -> tuple[str, ...]:
+        raise CheckpointError("truncated")
+
+    with pytest.raises(CheckpointError):
+        optimize(project(), out=tmp_path / "run", stages=replace(Bench().stages(), class_names=refuse))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_disk_that_fills_up_is_told_and_keeps_no_half_stage(project: Any, tmp_path: Path) -> None:
+    def full(artifact: Artifact, config: Any, *, out: Path) -> Artifact:
+        write_bytes(out / "half.pt", b"half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(StorageError, match="No space left"):
+        optimize(project(), out=tmp_path / "run", stages=replace(Bench().stages(), prune=full))
+    assert not (tmp_path / "run" / "1-prune" / RECORD).exists()
+
+
+def test_too_little_room_is_told_before_the_start(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="GB free"):
+        check_space(tmp_path / "new" / "run", need=10**18)
+
+
+def test_demo_keeps_what_is_finished_and_uses_the_users_own(project: Any, tmp_path: Path) -> None:
+    calls: list[Any] = []
+
+    def draw(out: Path, **kwargs: Any) -> Path:
+        calls.append("draw")
+        return tmp_path / "d" / "data.yaml"
+
+    def train(data: Path, *, imgsz: int, budget: float, out: Path) -> Path:
+        calls.append(("train", imgsz, budget))
+        write_bytes(out / "weights" / "best.pt", b"trained")
+        return out / "weights" / "best.pt"
+
+    def run(recipe: Recipe, *, out: Path) -> RunResult:
+        calls.append((recipe.model.name if recipe.model else None, recipe.imgsz, recipe.gates.max_drop))
+        return RunResult(out, True, {}, True)
+
+    steps = Steps(draw=draw, train=train, optimize=run)
+    for _ in range(2):
+        demo(out=tmp_path / "demo", train_budget="2m", steps=steps)
+    assert calls == ["draw", ("train", 320, 120.0), ("best.pt", 320, 5.0), "draw", ("best.pt", 320, 5.0)]
+    calls.clear()
+    demo(out=tmp_path / "mine", model=tmp_path / "model.pt", data=tmp_path / "d" / "data.yaml", steps=steps)
+    assert calls == [("model.pt", 640, 1.5)]
+    with pytest.raises(ConfigError, match="--data"):
+        demo(out=tmp_path / "mine", model=tmp_path / "model.pt", steps=steps)
+    with pytest.raises(ConfigError, match="--budget"):
+        demo(out=tmp_path / "mine", train_budget="2m", budget="soon", steps=steps)
+
+
+def test_the_plan_names_every_stage() -> None:
+    assert set(STAGES) < {*Stages.__dataclass_fields__}
