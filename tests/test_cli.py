@@ -15,8 +15,6 @@ import pytest
 from hawkeye import __version__, cli, pipeline
 from hawkeye.artifact import write_bytes
 from hawkeye.commands import conclude
-from hawkeye.detections import Detections
-from hawkeye.draw import colour, draw
 from hawkeye.pipeline import RunResult
 from hawkeye.tables import table
 
@@ -174,16 +172,6 @@ def test_a_missing_extra_is_one_line_with_the_command_that_mends_it(tmp_path: Pa
 def test_tables_show_a_dash_for_what_was_not_measured() -> None:
     text = table([{"a": 0.0, "b": None}, {"a": 1234.5, "b": 7}], ("a", "b"))
     assert text.splitlines() == ["a        b", "0.00     –", "1234.50  7"]
-
-
-def test_boxes_are_drawn_inside_the_picture_and_the_picture_is_kept() -> None:
-    image = np.zeros((60, 80, 3), np.uint8)
-    boxes = np.array([[20, 30, 50, 55], [-5, -5, 200, 200]], np.float32)
-    found = Detections(boxes, np.array([0.9, 0.3], np.float32), np.array([0, 1], np.int32))
-    drawn = draw(image, found, ("ball", "box"))
-    assert (drawn[30, 25] == colour(0)).all()
-    assert not image.any()
-    assert (draw(image, Detections.empty(), ("ball",)) == image).all()
 
 
 def test_every_command_of_the_table_exists() -> None:

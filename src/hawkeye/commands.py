@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +12,7 @@ from hawkeye.config import (
     GateConfig,
     Recipe,
 )
-from hawkeye.errors import EXIT_GATE_MISSED, InputError
+from hawkeye.errors import EXIT_GATE_MISSED
 from hawkeye.lazy import load
 from hawkeye.options import (
     Align,
@@ -178,51 +177,27 @@ def report(run: Annotated[Path, Parameter(help="Folder of a run.")], /, *, json:
 
 
 def predict(
-    source: Annotated[Path, Parameter(help="A picture, or a folder of pictures.")],
+    source: Annotated[str, Parameter(help="A picture, a folder of pictures, or a pattern such as 'shots/*.jpg'.")],
     /,
     *,
     model: Annotated[Path, Parameter(help="Folder of a run or an artefact, an .xml or an .onnx file.")],
-    out: Annotated[Path | None, Parameter(help="Folder for the pictures with boxes; left out, none are drawn.")] = None,
+    out: Out = Path("runs/predict"),
     conf: Annotated[float, Parameter(help="Detections must score more than this.")] = 0.25,
     iou: Annotated[float, Parameter(help="Overlap above which the weaker of two boxes is dropped.")] = 0.7,
     threads: Threads = None,
-    json: Json = False,
+    pictures: Annotated[bool, Parameter(help="Draw the boxes.")] = True,
 ) -> None:
-    """Find objects in pictures.
+    """Find objects in pictures: pictures with boxes, and predictions.jsonl with one line per picture.
 
     For example:
 
         hawkeye predict street.jpg --model runs/first --out found
 
-        hawkeye predict pictures/ --model runs/first/4-quantize/pruned --json
+        hawkeye predict pictures/ --model runs/first/4-quantize/pruned --conf 0.4 --no-pictures
     """
-    import cv2
+    from hawkeye import predict as module
 
-    from hawkeye.artifact import write_bytes
-    from hawkeye.data import list_images, read_image
-    from hawkeye.draw import draw
-    from hawkeye.runtime.detector import Detector
-
-    if not source.exists():
-        raise InputError("no such picture or folder", got=source)
-    folder = source if source.is_dir() else source.parent
-    paths = list_images(source) if source.is_dir() else [source]
-    if not paths:
-        raise InputError("the folder holds no pictures", got=source)
-    detector = Detector(model, conf=conf, iou=iou, threads=threads or 0)
-    answers = []
-    for path in paths:
-        image = read_image(path)
-        found = detector(image)
-        answers.append({"picture": str(path), "detections": found.to_records(detector.names)})
-        if out is not None:
-            fine, jpeg = cv2.imencode(".jpg", draw(image, found, detector.names))
-            if not fine:
-                raise InputError("cannot encode the picture as JPEG", got=path)
-            # The source's folders are kept, so that pictures of one name in two folders do not meet.
-            write_bytes((out / path.relative_to(folder)).with_suffix(".jpg"), jpeg.tobytes())
-        if not json:
-            counts = Counter(detector.names[c] for c in found.class_id)
-            print(f"{path}: " + (", ".join(f"{n} {name}" for name, n in counts.most_common()) or "nothing"))
-    if json:
-        print(as_json(answers))
+    done = module.predict(model, source, out=out, conf=conf, iou=iou, threads=threads or 0, draw_pictures=pictures)
+    skipped = f", {len(done.skipped)} could not be read" if done.skipped else ""
+    print(f"{done.detections} objects in {done.images} pictures{skipped}")
+    print(done.results)

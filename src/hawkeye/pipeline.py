@@ -6,15 +6,15 @@ the same command is started again. The stages are a constructor argument: tests 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hawkeye import __version__, environment
-from hawkeye.artifact import Artifact, storage_errors
-from hawkeye.config import EvaluateConfig, Recipe
-from hawkeye.data import Dataset, check_labels, list_images, load_dataset, readable, sample
+from hawkeye.artifact import Artifact, storage_errors, write_bytes
+from hawkeye.config import Recipe
+from hawkeye.data import Dataset, check_labels, list_images, load_dataset, read_image, readable, sample
 from hawkeye.errors import BoundsError, CheckpointError, ConfigError, DataError, HawkeyeError
 from hawkeye.lazy import lazy, load
 from hawkeye.progress import say
@@ -37,11 +37,7 @@ def class_names(checkpoint: Path) -> tuple[str, ...]:
 
 def draw_pictures(pictures: Sequence[Path], before: Artifact, after: Artifact, *, out: Path) -> None:
     """Draw what two models find in the same pictures, as `<stem>-original.jpg` and `<stem>-compressed.jpg` in `out`."""
-    import cv2
-
-    from hawkeye.artifact import write_bytes
-    from hawkeye.data import read_image
-    from hawkeye.draw import draw
+    from hawkeye.predict import draw, encode_jpeg
     from hawkeye.runtime.detector import Detector
 
     for stale in out.glob("*.jpg"):
@@ -50,10 +46,7 @@ def draw_pictures(pictures: Sequence[Path], before: Artifact, after: Artifact, *
         detector = Detector(artifact.root)
         for path in pictures:
             image = read_image(path)
-            fine, jpeg = cv2.imencode(".jpg", draw(image, detector(image), detector.names))
-            if not fine:
-                raise HawkeyeError(f"cannot encode the picture {path} as JPEG", mend="--skip pictures")
-            write_bytes(out / f"{path.stem}-{word}.jpg", jpeg.tobytes())
+            write_bytes(out / f"{path.stem}-{word}.jpg", encode_jpeg(draw(image, detector(image), detector.names)))
 
 
 @dataclass(frozen=True)
@@ -228,7 +221,6 @@ class _Job:
     def __init__(self, recipe: Recipe, run: RunDir, stages: Stages, plan: tuple[str, ...]) -> None:
         self.recipe, self.run, self.stages, self.plan = recipe, run, stages, plan
         self.made: dict[str, Artifact] = {}  # "original" and "pruned" as PyTorch, then as exported
-        self.sources: dict[str, Artifact] = {}
         self.int8: dict[str, Artifact] = {}
         self.table: dict[str, Any] = {}
         self.passed = False
@@ -255,7 +247,6 @@ class _Job:
 
     def export(self) -> None:
         config = self.recipe.stage(self.recipe.export)
-        self.sources = dict(self.made)
         self.made = {name: self.stages.export(a, config, out=self.run.export(name)) for name, a in self.made.items()}
 
     def quantize(self) -> None:
@@ -269,16 +260,14 @@ class _Job:
             say("not measured: there are no labels (--data)")
             return
         config = self.recipe.stage(self.recipe.evaluate)
-        wanted: list[tuple[Artifact, RuntimeName]] = []
-        for name, artifact in self.made.items():
-            holder = artifact if "pytorch" in artifact.files else self.sources[name]
-            wanted += [(artifact, "openvino-f32"), (artifact, "onnxruntime"), (holder, "pytorch-fp32")]
-        wanted += [(artifact, "openvino-int8") for artifact in self.int8.values()]
-        forget_others(self.run.accuracy, wanted)
-        for artifact, runtime in wanted:
-            if known_accuracy(self.run.accuracy, artifact, runtime, config) is None:
-                record = self.stages.evaluate(artifact, config, runtime=runtime, out=self.run.accuracy)
-                say(f"  {artifact.name} in {runtime}: mAP@0.5 {record.map50:.3f}, mAP@0.5:0.95 {record.map50_95:.3f}")
+        rows: list[tuple[Artifact, RuntimeName]] = []
+        for artifact in self.made.values():
+            # All three, to show that they agree; the table's figures are OpenVINO's.
+            rows += [(artifact, "openvino-f32"), (artifact, "onnxruntime"), (artifact, "pytorch-fp32")]
+        rows += [(artifact, "openvino-int8") for artifact in self.int8.values()]
+        for artifact, runtime in rows:
+            record = self.stages.evaluate(artifact, config, runtime=runtime, out=self.run.accuracy)
+            say(f"  {artifact.name} in {runtime}: mAP@0.5 {record.map50:.3f}, mAP@0.5:0.95 {record.map50_95:.3f}")
 
     def benchmark(self) -> None:
         config = self.recipe.stage(self.recipe.benchmark)
@@ -314,52 +303,19 @@ def gates_passed(table: dict[str, Any], *, labels: bool) -> bool:
     return all(gate["passed"] is True for gate in gates.values())
 
 
-def forget_others(folder: Path, wanted: Iterable[tuple[Artifact, RuntimeName]]) -> None:
-    """Remove accuracy records of models that this run has since made anew, so that no table mixes the two."""
-    current = {f"{artifact.name}-{runtime}.json": artifact for artifact, runtime in wanted}
-    for path in sorted(folder.glob("*.json")):
-        artifact = current.get(path.name)
-        if artifact is None or _load(AccuracyRecord, path, {f.sha256 for f in artifact.files.values()}) is None:
-            path.unlink()
-            path.with_suffix(".npz").unlink(missing_ok=True)
-
-
-def known_accuracy(
-    folder: Path, artifact: Artifact, runtime: RuntimeName, config: EvaluateConfig
-) -> AccuracyRecord | None:
-    """The accuracy of exactly this file with exactly these settings, if it was measured before."""
-    path = folder / f"{artifact.name}-{runtime}.json"
-    record = _load(AccuracyRecord, path, {f.sha256 for f in artifact.files.values()})
-    if record is None or not (folder / record.matches).is_file():
-        return None
-    ours = (config.split, config.imgsz, config.conf, config.iou, config.max_det, __version__)
-    theirs = (record.split, record.imgsz, record.conf, record.iou, record.max_det, _version(record))
-    return record if ours == theirs and config.threads in (0, record.threads) else None
-
-
 def known_latency(
     path: Path, models: Sequence[Artifact], imgsz: int | None, runs: int, frame: tuple[int, int]
 ) -> LatencyRecord | None:
     """The latencies of exactly these files on this machine, if they were measured before."""
-    record = _load(LatencyRecord, path, None)
-    if record is None or (record.imgsz, record.frame_hw, _version(record)) != (imgsz, frame, __version__):
-        return None
-    files = {artifact.name: {f.sha256 for f in artifact.files.values()} for artifact in models}
-    rows = all(row.file_sha256 in files.get(row.name, ()) and len(row.network_ms) >= runs for row in record.rows)
-    same_cpu = record.environment.get("cpu") == environment.cpu_model()
-    return record if rows and same_cpu and {row.name for row in record.rows} == set(files) else None
-
-
-def _load(kind: Any, path: Path, files: set[str] | None) -> Any:
-    """A record, or None where it is missing, damaged, or of another file: then it is simply measured again."""
     if not path.is_file():
         return None
     try:
-        record = kind.load(path)
-    except HawkeyeError:
+        record = LatencyRecord.load(path)
+    except HawkeyeError:  # damaged: then it is simply measured again
         return None
-    return record if files is None or record.file_sha256 in files else None
-
-
-def _version(record: AccuracyRecord | LatencyRecord) -> object:
-    return record.environment.get("versions", {}).get("hawkeye")
+    made_by = record.environment.get("versions", {}).get("hawkeye"), record.environment.get("cpu")
+    settings = (record.imgsz, record.frame_hw, *made_by)
+    files = {artifact.name: {f.sha256 for f in artifact.files.values()} for artifact in models}
+    rows = all(row.file_sha256 in files.get(row.name, ()) and len(row.network_ms) >= runs for row in record.rows)
+    same = settings == (imgsz, frame, __version__, environment.cpu_model())
+    return record if rows and same and {row.name for row in record.rows} == set(files) else None
