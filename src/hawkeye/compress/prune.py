@@ -1,0 +1,188 @@
+"""Structured pruning of a trained detector: measure, allocate, compensate, cut, in small steps."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hawkeye import __version__, artifact
+from hawkeye.artifact import Artifact
+from hawkeye.compress import yolo
+from hawkeye.compress.allocate import Cost, Scorer, allocate
+from hawkeye.compress.groups import Group, cut_, find_groups, merge_c2f_, split_c2f_
+from hawkeye.compress.saliency import ObsScorer, StaticScorer, collect
+from hawkeye.config import PruneConfig
+from hawkeye.data import content_digest, read_image, sample, training_images
+from hawkeye.errors import BoundsError, DataError, RunDirError
+from hawkeye.geometry import Letterbox
+from hawkeye.progress import progress, say
+
+# Feature maps that the head reads: recovery compares them on the kept channels.
+_BATCH = 4
+
+
+def prune(source: Artifact | Path, config: PruneConfig, *, out: Path) -> Artifact:
+    """Remove channels until MACs and parameters are within the bounds.
+
+    Args:
+        source: an original, or the path of a checkpoint.
+        config: bounds, method, pictures.
+        out: folder of the result.
+
+    Returns:
+        An artefact "pruned" with a stock checkpoint. Its details hold the kept fractions, the widths before and after,
+        and for every convolution that the head reads the indices of its kept channels.
+
+    Raises:
+        BoundsError: a bound of 1 or more, or one that cannot be reached (tells the nearest).
+        DataError: no usable pictures, or `taylor` without labels.
+        CheckpointError: the source cannot be compressed.
+    """
+    started = time.perf_counter()
+    _check_bounds(config)
+    base = _as_original(source, config, out)
+    labelled, unlabelled = training_images(config.data, config.images)
+    if config.method == "taylor" and not labelled:
+        raise DataError("taylor needs labels", got="--images only", expected="--data", mend="use --method obs")
+    pictures = sample(labelled + unlabelled if config.method == "obs" else labelled or unlabelled,
+                      config.samples, config.seed)  # fmt: skip
+    settings = config.model_dump(mode="json", exclude={"data", "images", "device"})
+    key = artifact.digest("prune", base.sha256, settings, content_digest(pictures), __version__)
+    if (done := artifact.reuse(out, key)) is not None:
+        return done
+
+    checkpoint = yolo.load_checkpoint(base.path("pytorch"))
+    imgsz = config.imgsz or base.spec.imgsz
+    model = copy.deepcopy(checkpoint.model)
+    split_c2f_(model)
+    groups = find_groups(model)
+    channels = {group.name: torch.arange(group.width) for group in groups}  # kept, in the original's numbering
+    start = Cost(model, groups, imgsz).total({})
+    rounds = config.rounds if config.method == "obs" else 1
+    for step in range(1, rounds + 1):
+        # Equal ratios a step; the last one lands on the bounds themselves.
+        targets = [
+            total * bound ** (step / rounds) for total, bound in zip(start, (config.flops, config.params), strict=True)
+        ]
+        scorer = _scorer(model, groups, pictures, config, imgsz, step, rounds, checkpoint.names)
+        keep = allocate(
+            groups, Cost(model, groups, imgsz), scorer, macs=targets[0], params=targets[1], align=config.align
+        )
+        scorer.refit_(keep)
+        cut_(model, {name: index.tolist() for name, index in keep.items()}, groups)
+        for name, index in keep.items():
+            channels[name] = channels[name][index]
+        groups = find_groups(model)
+    _verify(model, imgsz)
+    widths = _widths(checkpoint.model, groups, channels)
+    kept = _features(model, groups, channels)
+    merge_c2f_(model)
+    reached = yolo.count(model, imgsz)
+    target = out / "pruned.pt"
+    yolo.save_checkpoint(target, model, names=checkpoint.names, imgsz=imgsz)
+    fractions = {"flops_kept": reached[1] / start[0], "params_kept": reached[0] / start[1]}
+    say(f"pruned: {fractions['flops_kept']:.3f} of the FLOPs and {fractions['params_kept']:.3f} of the parameters kept")
+    return Artifact.create(
+        out, {"pytorch": target}, started=started, name="pruned", stage="prune",
+        spec=base.spec.model_copy(update={"imgsz": imgsz}), params=reached[0], macs=reached[1],
+        parent_sha256=base.sha256, key=key, config=config.model_dump(mode="json"), seed=config.seed,
+        details={**fractions, "widths": widths, "kept_features": kept, "pictures": len(pictures),
+                 "groups": {name: len(index) for name, index in channels.items()}},
+    )  # fmt: skip
+
+
+def load_batches(pictures: Sequence[Path], imgsz: int, batch: int = _BATCH) -> Iterator[Tensor]:
+    """Letterboxed pictures as the runtime sees them: (B, 3, imgsz, imgsz) float32 RGB in [0, 1]."""
+    for first in range(0, len(pictures), batch):
+        chunk = pictures[first : first + batch]
+        canvas = np.empty((len(chunk), imgsz, imgsz, 3), np.uint8)
+        for place, path in zip(canvas, chunk, strict=True):
+            image = read_image(path)
+            Letterbox.fit((image.shape[0], image.shape[1]), imgsz).apply_(image, place)
+        yield torch.from_numpy(canvas[..., ::-1].transpose(0, 3, 1, 2).copy()).float().div_(255)
+
+
+def _check_bounds(config: PruneConfig) -> None:
+    bounds = {"--flops": config.flops, "--params": config.params}
+    if min(bounds.values()) >= 1:
+        raise BoundsError("nothing to prune", got=bounds, expected="a fraction below 1",
+                          mend="leave pruning out with --skip prune,recover")  # fmt: skip
+
+
+def _as_original(source: Artifact | Path, config: PruneConfig, out: Path) -> Artifact:
+    if isinstance(source, Artifact):
+        return source
+    if source.is_dir():
+        return Artifact.load(source)
+    if out.exists() and any(out.iterdir()) and not (out / "original").exists():
+        raise RunDirError(
+            f"{out} holds something else", got=[p.name for p in out.iterdir()][:3], expected="an empty folder"
+        )
+    imgsz = config.imgsz or yolo.load_checkpoint(source).imgsz
+    return yolo.import_original(source, imgsz=imgsz, out=out / "original")
+
+
+def _scorer(model: nn.Module, groups: list[Group], pictures: Sequence[Path], config: PruneConfig, imgsz: int,
+            step: int, rounds: int, names: Sequence[str]) -> Scorer:  # fmt: skip
+    if config.method in ("l1", "bn"):
+        return StaticScorer(model, [g for g in groups if not g.protected], config.method)
+    if config.method == "taylor":
+        _loss_gradients_(model, pictures, names, imgsz)
+        return StaticScorer(model, [g for g in groups if not g.protected], "taylor")
+    layers = sorted({name for group in groups for name in group.consumers})
+    with progress(f"measuring, step {step} of {rounds}", len(pictures)) as bar:
+        moments = collect(model, layers, load_batches(pictures, imgsz), seed=config.seed + step, advance=bar.advance)
+    return ObsScorer(model, groups, moments)
+
+
+def _loss_gradients_(model: nn.Module, pictures: Sequence[Path], names: Sequence[str], imgsz: int) -> None:
+    """Leave the detection loss's gradients, summed over the pictures, in `.grad`."""
+    data = yolo.training_set(pictures, names, imgsz, mosaic=0.0, augment=False, labelled=True)
+    loss = yolo.detection_loss(model)
+    model.requires_grad_(True)
+    with progress("measuring", len(data)) as bar, torch.enable_grad():
+        for first in range(0, len(data), _BATCH):
+            batch = yolo.collate([data[i] for i in range(first, min(first + _BATCH, len(data)))])
+            (loss(model(batch["img"].float() / 255), batch) * len(batch["img"])).backward()
+            bar.advance(len(batch["img"]))
+    model.requires_grad_(False)
+
+
+def _verify(model: nn.Module, imgsz: int) -> None:
+    """Shortcut-coupled widths must still fit: the graph's word is not taken for it."""
+    with torch.no_grad():
+        model(torch.zeros(1, 3, imgsz, imgsz))
+
+
+def _widths(original: nn.Module, groups: list[Group], channels: dict[str, Tensor]) -> dict[str, list[int]]:
+    """Output channels before and after, per stock convolution."""
+    now = {producer: len(channels[group.name]) for group in groups for producer in group.producers}
+    widths = {}
+    for name, module in original.named_modules():
+        if isinstance(module, nn.Conv2d):
+            split = name.replace(".cv1.conv", ".cv0.conv")
+            if split != name and split in now:  # the joined first convolution of a C2f
+                widths[name] = [module.out_channels, 2 * now[split]]
+            else:
+                widths[name] = [module.out_channels, now[name]]
+    return widths
+
+
+def _features(model: nn.Module, groups: list[Group], channels: dict[str, Tensor]) -> dict[str, list[int]]:
+    """Kept channels of each map that the head reads, by level, in the original's numbering."""
+    head = model.model[-1]
+    prefix = f"model.{len(model.model) - 1}.cv2."
+    found = {}
+    for level in range(head.nl):
+        reader = f"{prefix}{level}.0.conv"
+        parts = [(int(g.consumers[reader][0, 0]), g.name) for g in groups if reader in g.consumers]
+        if len(parts) != 1:
+            raise AssertionError(f"{reader} reads {len(parts)} groups, expected one")
+        found[str(level)] = channels[parts[0][1]].tolist()
+    return found

@@ -1,0 +1,256 @@
+"""How much it hurts to remove a channel: optimal brain surgeon, and the plain measures it is compared with.
+
+OBS (Hassibi & Stork 1993; per-layer form: Frantar & Alistarh, arXiv 2208.11580): a convolution z = W x reads its
+channels through the covariance C of its input patches. Dropping the inputs of block i and re-fitting the rest raises
+the squared output error by tr(W_i ([C^-1]_ii)^-1 W_i^T). Rows of W are weighted by the Fisher information of their
+outputs, taken from samples of the network's own predictions, so no labels are needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from hawkeye.compress.groups import Group
+
+_DAMPING = 1e-3  # of the mean variance, added to the diagonal of C: keeps C^-1 finite where inputs never vary
+
+
+@dataclass
+class Moments:
+    """Statistics of one convolution, d = in_channels * kernel area.
+
+    Attributes:
+        mean: (d,) mean input patch.
+        cov: (d, d) covariance of input patches.
+        fisher: (out_channels,) summed squared gradient of the sampled loss per picture.
+    """
+
+    mean: Tensor
+    cov: Tensor
+    fisher: Tensor
+
+
+def sampled_loss(raw: dict[str, Tensor], generator: torch.Generator) -> Tensor:
+    """Loss whose squared gradient is, in expectation, the Fisher information of the detector's own predictions.
+
+    Args:
+        raw: "scores" (B, nc, A) logits and "boxes" (B, 4 * reg_max, A) logits, as the stock head returns them.
+        generator: draws the labels.
+    """
+    scores, boxes = raw["scores"], raw["boxes"]
+    prob = scores.detach().sigmoid()
+    labels = (torch.rand(prob.shape, generator=generator) < prob).to(scores.dtype)
+    loss = nn.functional.binary_cross_entropy_with_logits(scores, labels, reduction="sum")
+    b, _, a = boxes.shape
+    logits = boxes.view(b, 4, -1, a).permute(0, 3, 1, 2)  # (B, A, 4, reg_max)
+    bins = torch.multinomial(logits.detach().softmax(-1).reshape(-1, logits.shape[-1]), 1, generator=generator)
+    nll = -logits.log_softmax(-1).reshape(-1, logits.shape[-1]).gather(1, bins).view(b, a, 4).sum(-1)
+    # A box counts as much as the network believes that there is something: Fisher information carries the square.
+    return loss + (nll * prob.amax(1).sqrt()).sum()
+
+
+def collect(
+    model: nn.Module,
+    layers: Iterable[str],
+    batches: Iterable[Tensor],
+    *,
+    positions: int = 160,
+    seed: int = 0,
+    advance: Callable[[int], None] = lambda _: None,
+) -> dict[str, Moments]:
+    """Input covariance and output Fisher information of each named convolution.
+
+    Half of the positions are drawn evenly, half in proportion to the Fisher information at the position: detections
+    depend on few places, and an even draw would spend the fit on background.
+
+    Args:
+        model: detector in eval mode; parameters need no gradients.
+        layers: names of convolutions.
+        batches: (B, 3, H, W) float32 in [0, 1].
+        positions: output positions per picture and layer at most.
+        seed: of positions and sampled labels.
+        advance: called with the number of pictures done.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    sums: dict[str, list[Tensor]] = {}
+    inputs: dict[str, Tensor] = {}
+    grads: dict[str, Tensor] = {}
+    handles = []
+
+    def forward_hook(name: str, _module: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
+        inputs[name] = args[0].detach()
+        output.register_hook(partial(grads.__setitem__, name))
+
+    for name in layers:
+        handles.append(model.get_submodule(name).register_forward_hook(partial(forward_hook, name)))
+    count = 0
+    try:
+        for batch in batches:
+            batch = batch.contiguous(memory_format=torch.channels_last).requires_grad_(True)
+            with torch.enable_grad():
+                sampled_loss(model(batch)[1], generator).backward()
+            count += len(batch)
+            for name, x in inputs.items():
+                conv, grad = model.get_submodule(name), grads[name]
+                patches = _patches(conv, x, grad, positions, generator)
+                n, d = patches.shape
+                total = sums.setdefault(
+                    name, [torch.zeros(d, d), torch.zeros(d), torch.zeros(conv.out_channels), torch.zeros(())]
+                )
+                total[0].addmm_(patches.T, patches)
+                total[1] += patches.sum(0)
+                total[2] += grad.square().sum((0, 2, 3))
+                total[3] += n
+            inputs.clear()
+            grads.clear()
+            advance(len(batch))
+    finally:
+        for handle in handles:
+            handle.remove()
+    result = {}
+    for name, (square, total, fisher, n) in sums.items():
+        mean = (total / n).double()
+        cov = (square / n).double() - torch.outer(mean, mean)
+        result[name] = Moments(mean, cov, (fisher / count).double())
+    return result
+
+
+def _patches(conv: nn.Conv2d, x: Tensor, grad: Tensor, positions: int, generator: torch.Generator) -> Tensor:
+    """Input patches at drawn output positions, (B * P, d) float32, ordered as `conv.weight.flatten(1)`."""
+    b, _, h, w = grad.shape
+    energy = grad.square().sum(1).flatten(1)  # (B, H * W)
+    take = min(positions, h * w)
+    weight = 0.5 / (h * w) + 0.5 * energy / energy.sum(1, keepdim=True).clamp_min(1e-30)
+    drawn = torch.multinomial(weight, take, generator=generator)  # (B, P)
+    (kh, kw), (sh, sw), (ph, pw) = conv.kernel_size, conv.stride, conv.padding
+    x = nn.functional.pad(x, (pw, pw, ph, ph))
+    row = (drawn // w * sh)[:, :, None, None] + torch.arange(kh)[None, None, :, None]  # (B, P, kh, 1)
+    col = (drawn % w * sw)[:, :, None, None] + torch.arange(kw)[None, None, None, :]  # (B, P, 1, kw)
+    index = torch.arange(b)[:, None, None, None]
+    return x.permute(0, 2, 3, 1)[index, row, col].flatten(0, 1).permute(0, 3, 1, 2).flatten(1).float()
+
+
+class ObsScorer:
+    """Channel scores that follow every removal exactly, with the weights compensated in closed form."""
+
+    def __init__(self, model: nn.Module, groups: Iterable[Group], moments: dict[str, Moments]) -> None:
+        self._moments, self._model = moments, model
+        self._groups = list(groups)
+        self._readers = {name for group in self._groups for name in group.consumers}
+        self._weight: dict[str, Tensor] = {}
+        self._inverse: dict[str, Tensor] = {}
+        self._fisher = {name: moments[name].fisher.clone() for name in self._readers}
+        self._area: dict[str, int] = {}
+        for name in self._readers:
+            conv = model.get_submodule(name)
+            self._weight[name] = conv.weight.detach().double().flatten(1).clone()
+            self._area[name] = conv.kernel_size[0] * conv.kernel_size[1]
+            self._inverse[name] = torch.linalg.inv(_damped(moments[name].cov))
+
+    def _blocks(self, group: Group, name: str) -> Tensor:
+        """Columns of the consumer's weight per group channel, (width, r * area)."""
+        area = self._area[name]
+        return (group.consumers[name][:, :, None] * area + torch.arange(area)).flatten(1)
+
+    def scores(self, group: Group, alive: Tensor) -> Tensor:
+        """Rise of the weighted squared error if a channel went, (width,); infinite where it has gone already."""
+        total = torch.full((group.width,), torch.inf, dtype=torch.float64)
+        index = alive.nonzero().flatten()
+        total[index] = 0
+        for name in group.consumers:
+            blocks = self._blocks(group, name)[index]  # (n, p)
+            inverse = self._inverse[name][blocks[:, :, None], blocks[:, None, :]]  # (n, p, p)
+            weight = self._weight[name][:, blocks].permute(1, 0, 2) * self._fisher[name].sqrt()[None, :, None]
+            factor = torch.linalg.cholesky(inverse)
+            half = torch.linalg.solve_triangular(factor, weight.transpose(1, 2), upper=False)
+            total[index] += half.square().sum((1, 2))
+        return total
+
+    def remove_(self, group: Group, channel: int) -> set[str]:
+        """Take a channel out and compensate; returns the convolutions whose state has changed."""
+        for name in group.consumers:
+            block = self._blocks(group, name)[channel]
+            inverse, weight = self._inverse[name], self._weight[name]
+            gain = torch.linalg.solve(inverse[block][:, block], inverse[block])  # (p, d)
+            weight -= weight[:, block] @ gain
+            inverse -= inverse[:, block] @ gain
+            weight[:, block] = 0
+            inverse[block] = 0
+            inverse[:, block] = 0
+        for name in group.producers:  # what a removed output computed no longer matters
+            if name in self._readers:
+                self._fisher[name][channel] = 0
+        return {*group.consumers, *group.producers}
+
+    def refit_(self, keep: dict[str, Tensor]) -> None:
+        """Write least-squares weights over the kept inputs into the model (before it is cut); biases follow the mean.
+
+        W_S = W C[:, S] C[S, S]^-1; the change of the mean output goes into the convolution's bias or, where it has
+        none, into the running mean of the BatchNorm behind it.
+        """
+        for name in self._readers:
+            conv, moments = self._model.get_submodule(name), self._moments[name]
+            alive = torch.ones(conv.weight[0].numel(), dtype=torch.bool)
+            for group in self._groups:
+                if name in group.consumers and group.name in keep:
+                    gone = torch.ones(group.width, dtype=torch.bool)
+                    gone[keep[group.name]] = False
+                    alive[self._blocks(group, name)[gone].flatten()] = False
+            if bool(alive.all()):
+                continue
+            cov = _damped(moments.cov)
+            weight = conv.weight.detach().double().flatten(1)
+            kept = torch.linalg.solve(cov[alive][:, alive], cov[alive] @ weight.T).T
+            refit = torch.zeros_like(weight)
+            refit[:, alive] = kept
+            shift = (weight - refit) @ moments.mean  # (out_channels,)
+            conv.weight.data.copy_(refit.view_as(conv.weight))
+            if conv.bias is not None:
+                conv.bias.data += shift.to(conv.bias)
+            else:
+                norm = self._model.get_submodule(name.rpartition(".")[0]).bn
+                norm.running_mean -= shift.to(norm.running_mean)
+
+
+def _damped(cov: Tensor) -> Tensor:
+    diagonal = cov.diagonal()
+    return cov + torch.diag(torch.full_like(diagonal, _DAMPING * float(diagonal.mean()) + 1e-12))
+
+
+class StaticScorer:
+    """Scores that do not change as channels go: L1 norm, BatchNorm scale, or Taylor expansion of the loss.
+
+    l1: Li et al., arXiv 1608.08710. bn: Liu et al., Network Slimming, arXiv 1708.06519.
+    taylor: Molchanov et al., arXiv 1906.10771 (weight times gradient, squared).
+    """
+
+    def __init__(self, model: nn.Module, groups: Iterable[Group], method: str) -> None:
+        self._scores = {}
+        for group in groups:
+            total = torch.zeros(group.width, dtype=torch.float64)
+            for name in group.producers:
+                conv = model.get_submodule(name)
+                if method == "l1":
+                    total += conv.weight.detach().double().abs().flatten(1).sum(1)
+                elif method == "bn":
+                    total += model.get_submodule(name.rpartition(".")[0]).bn.weight.detach().double().abs()
+                else:
+                    total += (conv.weight.detach() * conv.weight.grad).double().flatten(1).sum(1).square()
+            # Layers differ in scale by orders of magnitude; relative to their own mean they can be compared.
+            self._scores[group.name] = total if method == "taylor" else total / total.mean().clamp_min(1e-30)
+
+    def scores(self, group: Group, alive: Tensor) -> Tensor:
+        """Importance of each channel, (width,); infinite where it has gone already."""
+        return torch.where(alive, self._scores[group.name], torch.inf)
+
+    def remove_(self, group: Group, channel: int) -> set[str]:
+        """Nothing to follow."""
+        return set()
+
+    def refit_(self, keep: dict[str, Tensor]) -> None:
+        """These methods do not compensate."""

@@ -1,0 +1,322 @@
+"""One training loop for recovery, training from scratch and (later) quantization-aware training.
+
+It is judged on held-out training pictures, goes back to the last good weights when it diverges, and can be killed at
+any moment: at most a minute of work is lost. The pictures of a step depend on the seed and the step only, so a resumed
+run sees what an uninterrupted one would have seen.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+import os
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hawkeye import artifact
+from hawkeye.config import RecoverConfig
+from hawkeye.errors import DivergenceError, MissingExtraError
+from hawkeye.progress import progress, say
+
+try:
+    from lightning_fabric import Fabric
+except ImportError as error:  # pragma: no cover - depends on the installation
+    raise MissingExtraError("compress", "lightning_fabric") from error
+
+_SAVE_EVERY_S = 40.0
+_MAX_ROLLBACKS = 3
+_SPIKE = 4.0  # a loss this many times its running mean is divergence
+
+Batch = dict[str, Any]
+Objective = Callable[[nn.Module, Batch], Tensor]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set and how its samples are put together."""
+
+    dataset: Any
+    collate: Callable[[list[Any]], Batch]
+
+
+class _Keyed(torch.utils.data.Dataset[Any]):
+    """Samples whose random augmentation depends on (seed, step, place) only."""
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+
+    def __getitem__(self, key: tuple[int, int]) -> Any:
+        seed, index = key
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
+        return self._dataset[index]
+
+
+def _batches(
+    size: int, batch: int, seed: int, first_step: int, rank: int, world: int
+) -> Iterator[list[tuple[int, int]]]:
+    """Keys of each step's samples on this rank, without end; every picture once an epoch over all ranks."""
+    per_epoch = max(1, size // (batch * world))
+    step = first_step
+    while True:
+        epoch, place = divmod(step, per_epoch)
+        order = np.random.default_rng([seed, epoch]).permutation(size)
+        start = (place * world + rank) * batch
+        chosen = [int(order[(start + i) % size]) for i in range(batch)]
+        yield [(hash((seed, step, rank, i)) % 2**31, j) for i, j in enumerate(chosen)]
+        step += 1
+
+
+def fit_(
+    model: nn.Module,
+    source: Source,
+    objective: Objective,
+    judge: Callable[[nn.Module], float],
+    config: RecoverConfig,
+    *,
+    state: Path,
+    title: str,
+) -> tuple[list[dict[str, Any]], float, float]:
+    """Train `model` in place; it ends with the best averaged weights seen at any check.
+
+    Args:
+        model: parameters that should move must ask for gradients.
+        source: training pictures.
+        objective: loss of a batch.
+        judge: lower is better; sees the averaged weights in eval mode, at the start and at every check.
+        config: length, rates, guards.
+        state: file to resume from; removed by the caller when its stage is done.
+        title: of the progress bar.
+
+    Returns:
+        The curve (one entry a check), the best and the starting judgement.
+
+    Raises:
+        DivergenceError: three roll-backs have not helped and nothing is better than the start.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))  # set by torchrun
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    fabric = Fabric(accelerator=config.device, devices=local, num_nodes=max(1, world // local),
+                    strategy="ddp" if world > 1 else "auto", precision="bf16-mixed")  # fmt: skip
+    if world > 1:
+        fabric.launch()
+    loop = _Loop(fabric, model, config)
+    loop.resume(state)
+    if loop.start_score is None:
+        loop.start_score = loop.best_score = judge(loop.average)
+        loop.record(loop.start_score, math.nan)
+    data = torch.utils.data.DataLoader(
+        _Keyed(source.dataset),
+        batch_sampler=_Endless(lambda: _batches(len(source.dataset), config.batch, config.seed, loop.step,
+                                                fabric.global_rank, world)),
+        collate_fn=source.collate, num_workers=1, persistent_workers=False,
+    )  # fmt: skip
+    total = config.steps or config.budget
+    with progress(title, total) as bar:
+        bar.advance(min(loop.done(), total))
+        before = loop.done()
+        for batch in data:
+            if loop.progress() >= 1:
+                break
+            loss = loop.update(objective, batch)
+            if loop.diverged(loss):
+                if not loop.roll_back():
+                    break
+                continue
+            if loop.progress() >= loop.next_check() or loop.progress() >= 1:
+                score = judge(loop.average)
+                loop.keep_if_better(score)
+                loop.record(score, loss)
+            loop.save(state, fabric.is_global_zero)
+            bar.advance(loop.done() - before, f"loss {loss:.3f}, held out {loop.curve[-1]['held_out']:.4f}")
+            before = loop.done()
+    if loop.gave_up and loop.best_score >= loop.start_score:
+        raise DivergenceError("training diverges and nothing better than the start was found",
+                              got=f"{_MAX_ROLLBACKS} roll-backs, last rate {loop.rate:.1e}",
+                              mend="lower --lr, or freeze the head first with head_frozen")  # fmt: skip
+    model.load_state_dict(loop.best)
+    return loop.curve, loop.best_score, loop.start_score
+
+
+class _Endless:
+    def __init__(self, make: Callable[[], Iterator[list[tuple[int, int]]]]) -> None:
+        self._make = make
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return self._make()
+
+
+class _Loop:
+    """Weights, optimizer and bookkeeping of one training run."""
+
+    def __init__(self, fabric: Any, model: nn.Module, config: RecoverConfig) -> None:
+        self.config, self.fabric = config, fabric
+        model.to(fabric.device, memory_format=torch.channels_last)
+        self.raw = model
+        self.average = copy.deepcopy(model).requires_grad_(False).eval()
+        optimizer = torch.optim.AdamW(_parameter_groups(model), lr=config.lr)
+        self.model, self.optimizer = fabric.setup(model, optimizer)
+        self.step, self.elapsed, self.scale, self.rollbacks = 0, 0.0, 1.0, 0
+        self.mean_loss: float | None = None
+        self.curve: list[dict[str, Any]] = []
+        self.start_score: float | None = None
+        self.best_score = math.inf
+        self.best = _copy(model.state_dict())
+        self.good: dict[str, Any] = self._snapshot()
+        self.gave_up = False
+        self._saved = time.monotonic()
+
+    @property
+    def rate(self) -> float:
+        """Learning rate now: warm-up, then cosine, times what divergence has left of it."""
+        part = min(1.0, self.progress())
+        warm = min(1.0, (part + 1e-3) / self.config.warmup) if self.config.warmup else 1.0
+        return self.config.lr * self.scale * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * part)))
+
+    def done(self) -> float:
+        return float(self.step) if self.config.steps else self.elapsed
+
+    def progress(self) -> float:
+        return self.step / self.config.steps if self.config.steps else self.elapsed / max(self.config.budget, 1e-9)
+
+    def next_check(self) -> float:
+        return len(self.curve) / self.config.checks
+
+    def update(self, objective: Objective, batch: Batch) -> float:
+        """One optimizer step; returns the loss."""
+        began = time.monotonic()
+        frozen_head = self.progress() < self.config.head_frozen
+        for group in self.optimizer.param_groups:
+            group["lr"] = 0.0 if frozen_head and group["head"] else self.rate
+        self.model.train()
+        if self.config.freeze_bn:
+            for module in self.raw.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+        moved = {k: v.to(self.fabric.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+        loss = objective(self.model, moved)
+        value = float(loss.detach())
+        if math.isfinite(value):
+            self.optimizer.zero_grad()
+            self.fabric.backward(loss)
+            norm = self.fabric.clip_gradients(self.model, self.optimizer, max_norm=10.0, error_if_nonfinite=False)
+            if norm is not None and not math.isfinite(float(norm)):
+                value = math.nan
+            else:
+                self.optimizer.step()
+                self._follow()
+        self.step += 1
+        self.elapsed += time.monotonic() - began
+        return value
+
+    def _follow(self) -> None:
+        decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            for slow, fast in zip(self.average.state_dict().values(), self.raw.state_dict().values(), strict=True):
+                if slow.dtype.is_floating_point:
+                    slow.lerp_(fast.to(slow.dtype), 1 - decay)
+                else:
+                    slow.copy_(fast)
+
+    def diverged(self, loss: float) -> bool:
+        if not math.isfinite(loss):
+            return True
+        if self.mean_loss is not None and self.step > 20 and loss > _SPIKE * self.mean_loss:
+            return True
+        self.mean_loss = loss if self.mean_loss is None else 0.95 * self.mean_loss + 0.05 * loss
+        return False
+
+    def roll_back(self) -> bool:
+        """Last good weights, half the rate; False when that has been done too often."""
+        self.rollbacks += 1
+        step, elapsed = self.step, self.elapsed
+        self._restore(self.good)
+        self.step, self.elapsed = step, elapsed  # the clock runs on, and the bad batch is not met again
+        self.scale *= 0.5
+        self.mean_loss = None
+        self.gave_up = self.rollbacks > _MAX_ROLLBACKS
+        say("training diverged " + ("once too often: giving up" if self.gave_up else
+            f"at step {step}: back to the last good weights, rate halved to {self.rate:.1e}"))  # fmt: skip
+        return not self.gave_up
+
+    def keep_if_better(self, score: float) -> None:
+        if score < self.best_score:
+            self.best_score, self.best = score, _copy(self.average.state_dict())
+        self.good = self._snapshot()
+
+    def record(self, score: float, loss: float) -> None:
+        self.curve.append({"step": self.step, "seconds": round(self.elapsed, 1), "held_out": score, "lr": self.rate,
+                           "loss": None if math.isnan(loss) else loss})  # fmt: skip
+
+    def _snapshot(self) -> dict[str, Any]:
+        return {"model": _copy(self.raw.state_dict()), "average": _copy(self.average.state_dict()),
+                "optimizer": copy.deepcopy(self.optimizer.state_dict())}  # fmt: skip
+
+    def _restore(self, snapshot: dict[str, Any]) -> None:
+        self.raw.load_state_dict(snapshot["model"])
+        self.average.load_state_dict(snapshot["average"])
+        self.optimizer.load_state_dict(copy.deepcopy(snapshot["optimizer"]))
+
+    _PLAIN = (
+        "step",
+        "elapsed",
+        "scale",
+        "rollbacks",
+        "mean_loss",
+        "curve",
+        "start_score",
+        "best_score",
+        "best",
+        "good",
+    )
+
+    def save(self, path: Path, first: bool) -> None:
+        """Write everything now and then, whole or not at all."""
+        if first and time.monotonic() - self._saved >= _SAVE_EVERY_S:
+            buffer = io.BytesIO()
+            torch.save({"now": self._snapshot(), **{name: getattr(self, name) for name in self._PLAIN}}, buffer)
+            artifact.write_bytes(path, buffer.getvalue())
+            self._saved = time.monotonic()
+
+    def resume(self, path: Path) -> None:
+        if path.is_file():
+            saved = torch.load(path, map_location=self.fabric.device, weights_only=True)
+            self._restore(saved["now"])
+            for name in self._PLAIN:
+                setattr(self, name, saved[name])
+            say(f"going on at step {self.step}, after {self.elapsed:.0f} s of training")
+
+
+def _copy(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in state.items()}
+
+
+def _parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
+    """Trunk and head, each with and without decay (biases and BatchNorm are not decayed)."""
+    head = f"model.{len(model.model) - 1}."
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((name.startswith(head), parameter.ndim > 1), []).append(parameter)
+    return [
+        {"params": parameters, "head": in_head, "weight_decay": 5e-4 if decayed else 0.0}
+        for (in_head, decayed), parameters in groups.items()
+    ]
+
+
+def split_holdout(pictures: Sequence[Path], share: float, seed: int, limit: int = 64) -> tuple[list[Path], list[Path]]:
+    """Training pictures to learn from, and a few to judge on (at most `limit`, which keeps checks short)."""
+    order = sorted(pictures)
+    random.Random(seed).shuffle(order)
+    count = max(1, min(limit, round(len(order) * share)))
+    return sorted(order[count:]), sorted(order[:count])
