@@ -48,7 +48,7 @@ except ImportError as error:
     raise MissingExtraError("compress", error.name or "nncf") from error
 
 FEWEST, ENOUGH = 10, 300  # calibration pictures: below the first it is an error, below the second a warning
-AGREEMENT = 0.1  # mean score difference allowed between both INT8 files, over candidates above CONFIDENT in either
+AGREEMENT = 0.2  # mean score difference allowed between both INT8 files, over candidates above CONFIDENT in either
 CONFIDENT = 0.25
 _MOVERS = ("Slice", "Split", "Concat", "Resize", "MaxPool", "Reshape", "Transpose", "Identity")
 _Node = TypeVar("_Node", bound=Hashable)

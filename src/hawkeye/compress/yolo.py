@@ -9,6 +9,7 @@ import atexit
 import copy
 import datetime
 import io
+import logging
 import os
 import shutil
 import tempfile
@@ -56,6 +57,8 @@ try:
     from ultralytics.utils.loss import v8DetectionLoss
 except ImportError as error:
     raise MissingExtraError("compress", error.name or "ultralytics") from error
+if os.environ["YOLO_VERBOSE"].lower() == "false":
+    logging.getLogger("ultralytics").setLevel(logging.ERROR)  # its warnings go to stdout, where our JSON goes
 cv2.setNumThreads(_opencv_threads)  # Ultralytics switches OpenCV to one thread for the whole process
 
 _BLOCKS = (Conv, C2f, SPPF, Bottleneck, Concat, Detect, DFL, DetectionModel)
@@ -100,8 +103,6 @@ def load_checkpoint(path: Path) -> Checkpoint:
         got = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
         raise CheckpointError(f"{path} cannot be read as a checkpoint", got=got, expected=_SUPPORTED,
                               mend=_HINT) from error  # fmt: skip
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} is no YOLO checkpoint", got=type(content).__name__, mend=_HINT)
     if content.get("modelopt"):
         raise CheckpointError(f"{path} is quantized", got="a quantization-aware checkpoint", expected="FP32 weights",
                               mend="give the checkpoint from before quantization")  # fmt: skip
@@ -243,7 +244,7 @@ def build_detector(names: Sequence[str], *, scale: str = "n", depth: float | Non
         raise ConfigError("no such YOLOv8", got=scale, expected=" ".join(definition["scales"]))
     own_depth, own_width, limit = definition["scales"][scale]
     values = [depth or own_depth, width or own_width, limit]
-    definition.update(scales={scale: values}, scale=scale, reg_max=reg_max)
+    definition.update(nc=len(names), scales={scale: values}, scale=scale, reg_max=reg_max)
     model = DetectionModel(definition, nc=len(names), verbose=False)
     model.names, model.args, model.task = dict(enumerate(names)), {**DEFAULT_CFG_DICT, "imgsz": imgsz}, "detect"
     return model
@@ -310,6 +311,9 @@ def fused(model: DetectionModel) -> DetectionModel:
     """A copy for inference: BatchNorm folded; maps (B, 3, H, W) RGB in [0, 1] to (B, 4 + nc, A) and nothing else."""
     model = copy.deepcopy(model).eval().requires_grad_(False).fuse(verbose=False)
     model.model[-1].export = True
+    for module in model.modules():
+        if isinstance(module, C2f):
+            module.forward = module.forward_split  # one Split in exported graphs; chunk() becomes slices in float
     return model
 
 
