@@ -3,7 +3,7 @@
 For demos and tests without downloads. Everything is computed with NumPy and OpenCV from the seed; picture number i of
 a split is the same however many are drawn. What the labels mean:
 
-- a box holds the whole object, also the part that something in front of it hides, cut off at the picture's edge;
+- a box holds all of the object that lies inside the picture, also the part that something in front of it hides;
 - an object that shows less than 30 % of its pixels (hidden or outside the picture) carries no label;
 - plain lines, rectangles and ellipses in the background are clutter and belong to no class.
 """
@@ -255,7 +255,7 @@ def draw_scene(rng: np.random.Generator, imgsz: int = 320) -> tuple[NDArray[np.u
     sizes = MIN_OBJECT_PX * (imgsz * MAX_OBJECT / MIN_OBJECT_PX) ** share
     # Mostly far to near, so that a large object seldom buries a small one.
     sizes = sizes[np.argsort(-np.log(sizes) + rng.normal(0, 0.5, count))]
-    placed: list[tuple[int, NDArray[np.int64], int]] = []  # class, box unclipped, area
+    placed: list[tuple[int, tuple[int, ...], int]] = []  # class, box inside the picture, area of the whole
     for size in sizes:
         kind = int(rng.integers(len(_KINDS)))
         middle = rng.uniform(0.02, 0.98, 2) * imgsz
@@ -275,12 +275,14 @@ def draw_scene(rng: np.random.Generator, imgsz: int = 320) -> tuple[NDArray[np.u
             target *= 1 - 0.45 * dark[: len(target), : target.shape[1], None]
         region = canvas[y1:y2, x1:x2]
         region += (bgr[part] - region) * alpha[part][..., None]
-        owner[y1:y2, x1:x2][solid[part]] = len(placed)
-        xs, ys = np.flatnonzero(solid.any(0)), np.flatnonzero(solid.any(1))
-        box = np.array([xs[0] + left, ys[0] + top, xs[-1] + 1 + left, ys[-1] + 1 + top])
-        placed.append((kind, box, area))
+        inside = solid[part]
+        if not inside.any():
+            continue
+        owner[y1:y2, x1:x2][inside] = len(placed)
+        xs, ys = np.flatnonzero(inside.any(0)), np.flatnonzero(inside.any(1))
+        placed.append((kind, (xs[0] + x1, ys[0] + y1, xs[-1] + 1 + x1, ys[-1] + 1 + y1), area))
     labels = [
-        [kind, *np.clip(box, 0, imgsz)]
+        [kind, *box]
         for i, (kind, box, area) in enumerate(placed)
         if (owner == i).sum() >= max(MIN_VISIBLE * area, _MIN_AREA_PX / 2)
     ]
