@@ -110,7 +110,8 @@ def find_pictures(what: str | Path) -> tuple[list[Path], Path]:
     elif path.is_file():
         return [path], path.parent
     else:
-        found = sorted(p for p in map(Path, glob.glob(str(what), recursive=True))  # noqa: PTH207: absolute too
+        # Not Path.glob: that takes no absolute patterns.
+        found = sorted(p for p in map(Path, glob.glob(str(what), recursive=True))  # noqa: PTH207
                        if p.is_file() and p.suffix.lower() in IMAGE_SUFFIXES)  # fmt: skip
         fixed = [i for i, part in enumerate(path.parts) if glob.has_magic(part)]
         base = Path(*path.parts[: fixed[0]]) if fixed else path.parent

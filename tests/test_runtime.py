@@ -1,0 +1,215 @@
+"""Runtimes and `Detector` on a tiny IR whose answers are known; then the real yolov8n against stock predictions."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tiny_ir
+from hawkeye.errors import InputError, ModelError
+from hawkeye.geometry import iou_matrix
+from hawkeye.runtime import load_runtime, open_file
+from hawkeye.runtime.detector import Detector
+
+
+def red_square() -> np.ndarray:
+    """A 64 x 128 picture, black but for one pure red square that fills one cell of stride 16 in the canvas."""
+    image = np.zeros((64, 128, 3), np.uint8)
+    image[0:32, 32:64] = (0, 0, 255)
+    return image
+
+
+@pytest.mark.parametrize("form", ["stock", "artifact", "xml", "record"])
+def test_detector_finds_the_square(tmp_path, form):
+    made = tiny_ir.artifact(tmp_path) if form in ("artifact", "record") else None
+    if form in ("stock", "xml"):
+        tiny_ir.stock_folder(tmp_path)
+    source = {"stock": tmp_path, "artifact": tmp_path, "xml": tmp_path / "tiny.xml", "record": made}[form]
+    detector = Detector(source, conf=0.9, threads=1)
+    assert (detector.names, detector.spec.strides, detector.spec.imgsz) == (tiny_ir.NAMES, (8, 16, 32), 64)
+    assert detector.runtime.name == "openvino-f32"
+    assert detector.runtime.precision_hint == "f32"
+    found = detector(red_square())
+    assert set(found.class_id.tolist()) == {2}
+    # The canvas holds the picture at half size, 16 pixels from the top: one cell of stride 16 and four of stride 8.
+    boxes = sorted(map(tuple, found.xyxy.tolist()))
+    assert boxes == [(32, 0, 48, 16), (32, 0, 64, 32), (32, 16, 48, 32), (48, 0, 64, 16), (48, 16, 64, 32)]
+    np.testing.assert_allclose(found.score, 1, atol=1e-5)
+    assert set(detector.timings) == {"pre", "network", "post"}
+    assert min(detector.timings.values()) > 0
+
+
+def test_same_picture_same_answer_after_another_size(tmp_path):
+    detector = Detector(tiny_ir.stock_folder(tmp_path), conf=0.9, threads=1)
+    first = detector(red_square())
+    assert len(detector(np.zeros((50, 20, 3), np.uint8))) == 0
+    np.testing.assert_array_equal(detector(red_square()).xyxy, first.xyxy)
+
+
+def test_dynamic_ir_is_made_static(tmp_path):
+    path = tiny_ir.save_ir(tmp_path / "tiny.xml", dynamic=True)
+    runtime = open_file(path, spec=tiny_ir.SPEC, threads=1)
+    assert runtime.infer(np.zeros((64, 64, 3), np.uint8)).shape == (7, tiny_ir.SPEC.anchors)
+
+
+def test_run_folder_gives_its_best(tmp_path):
+    """The classes tell which of a run's models was opened."""
+    best_first = ["4-quantize/pruned", "3-export/pruned", "4-quantize/original", "3-export/original"]
+    for folder in best_first:
+        tiny_ir.artifact(tmp_path / folder, names=(folder, "b", "c"))
+    for folder in best_first:
+        assert Detector(tmp_path, threads=1).names[0] == folder
+        (tmp_path / folder / "artifact.json").unlink()  # begun, not finished
+    with pytest.raises(ModelError, match="no model that can be chosen"):
+        Detector(tmp_path, threads=1)
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (lambda f: (f / "tiny.xml").write_text("<net"), "not an OpenVINO model"),
+        (lambda f: (f / "tiny.bin").unlink(), "has no weights"),
+        (lambda f: (f / "metadata.yaml").write_text("a: [1"), "cannot be read"),
+        (lambda f: tiny_ir.stock_folder(f, task="segment"), "not a detector"),
+        (lambda f: tiny_ir.stock_folder(f, names={0: "one"}), "detector's output"),
+        (lambda f: tiny_ir.stock_folder(f, imgsz=[128, 128]), "does not take pictures of 128"),
+        (lambda f: tiny_ir.stock_folder(f, imgsz=[64, 96]), "not square"),
+        (lambda f: (f / "metadata.yaml").unlink(), "does not tell its classes"),
+        (lambda f: shutil.copy(f / "tiny.xml", f / "other.xml"), "can be chosen"),
+    ],
+)  # fmt: skip
+def test_unusable_models_say_why(tmp_path, break_it, message):
+    folder = tiny_ir.stock_folder(tmp_path / "model")
+    break_it(folder)
+    with pytest.raises(ModelError, match=message):
+        Detector(folder, threads=1)
+
+
+def test_wrong_requests(tmp_path):
+    made = tiny_ir.artifact(tmp_path)
+    with pytest.raises(ModelError, match="not INT8"):
+        load_runtime(made, "openvino-int8", threads=1)
+    with pytest.raises(ModelError, match="no onnx file"):
+        load_runtime(made, "onnxruntime", threads=1)
+    with pytest.raises(ModelError, match="there is no model"):
+        Detector(tmp_path / "none")
+    (tmp_path / "x.pt").write_bytes(b"")
+    with pytest.raises(ModelError, match="hawkeye export"):
+        Detector(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("image", [None, np.zeros((4, 4)), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8)])
+def test_not_a_picture(tmp_path, image):
+    detector = Detector(tiny_ir.stock_folder(tmp_path), threads=1)
+    with pytest.raises(InputError, match="picture"):
+        detector(image)
+
+
+def test_wrong_canvas(tmp_path):
+    runtime = load_runtime(tiny_ir.artifact(tmp_path), "openvino-f32", threads=1)
+    with pytest.raises(ModelError, match="canvas"):
+        runtime.infer(np.zeros((32, 64, 3), np.uint8))
+
+
+def test_precisions_and_throughput(tmp_path):
+    from hawkeye.runtime.openvino import execution_precisions, throughput
+
+    made = tiny_ir.artifact(tmp_path)
+    rows = execution_precisions(made.path("openvino"), threads=1)
+    assert sum(row["kind"].startswith("Convolution") for row in rows) == 3
+    assert {row["precision"] for row in rows if row["kind"].startswith("Convolution")} == {"f32"}
+    assert load_runtime(made, "openvino-f32", threads=1).precision_executed == "f32 x3"
+    assert throughput(made.path("openvino"), made.spec, runtime="openvino-f32", threads=1, seconds=0.05) > 0
+
+
+@pytest.mark.compress
+def test_onnx_agrees_with_its_own_graph(tmp_path):
+    """A tiny ONNX graph with stock metadata: the mean of the picture's channels as scores."""
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    from onnx import TensorProto, helper, numpy_helper
+
+    nodes, parts, constants = [], [], []
+    for stride in (8, 16, 32):
+        side = 64 // stride
+        y, x = np.divmod(np.arange(side * side), side)
+        box = np.stack([(x + 0.5) * stride, (y + 0.5) * stride, np.full_like(x, stride), np.full_like(x, stride)])
+        constants += [
+            numpy_helper.from_array(box[None].astype(np.float32), f"box{stride}"),
+            numpy_helper.from_array(np.array([1, 3, side * side]), f"shape{stride}"),
+        ]
+        nodes += [
+            helper.make_node(
+                "AveragePool", ["images"], [f"p{stride}"], kernel_shape=[stride] * 2, strides=[stride] * 2
+            ),
+            helper.make_node("Reshape", [f"p{stride}", f"shape{stride}"], [f"s{stride}"]),
+            helper.make_node("Concat", [f"box{stride}", f"s{stride}"], [f"o{stride}"], axis=1),
+        ]
+        parts.append(f"o{stride}")
+    nodes.append(helper.make_node("Concat", parts, ["output0"], axis=2))
+    graph = helper.make_graph(
+        nodes, "tiny",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, [1, 3, 64, 64])],
+        [helper.make_tensor_value_info("output0", TensorProto.FLOAT, [1, 7, 84])], constants,
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    metadata = {"names": "{0: 'red', 1: 'green', 2: 'blue'}", "imgsz": "[64, 64]", "stride": "32", "task": "detect"}
+    helper.set_model_props(model, metadata)
+    path = tmp_path / "tiny.onnx"
+    onnx.save(model, path)
+    detector = Detector(path, conf=0.9, threads=1)
+    assert detector.names == ("red", "green", "blue")
+    found = detector(red_square())
+    assert set(found.class_id.tolist()) == {0}
+    assert len(found) == 5
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ModelError, match="not an ONNX model"):
+        Detector(path)
+    helper.set_model_props(model, {**metadata, "task": "classify"})
+    onnx.save(model, path)
+    with pytest.raises(ModelError, match="not a detector"):
+        Detector(path)
+
+
+@pytest.fixture(scope="module")
+def stock_exports(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+    """yolov8n.pt and its stock OpenVINO and ONNX exports."""
+    from ultralytics import YOLO
+
+    folder = tmp_path_factory.mktemp("stock")
+    checkpoint = Path(shutil.copyfile(real_data / "models/yolov8n.pt", folder / "yolov8n.pt"))
+    model = YOLO(checkpoint)
+    return checkpoint, Path(model.export(format="openvino", verbose=False)), Path(
+        model.export(format="onnx", simplify=False, verbose=False)
+    )  # fmt: skip
+
+
+@pytest.mark.compress
+@pytest.mark.realdata
+def test_detector_agrees_with_stock_predictions(real_data, stock_exports):
+    """Boxes within a pixel and scores within 0.01 of stock YOLO on the same square input, both runtimes."""
+    import cv2
+    from ultralytics import YOLO
+
+    checkpoint, openvino, onnx = stock_exports
+    stock = YOLO(checkpoint)
+    detectors = [Detector(openvino), Detector(onnx)]
+    assert detectors[0].names[9] == "traffic light"
+    total = 0
+    for path in sorted((real_data / "coco-sample/images/val2017").glob("*.jpg"))[:6]:
+        image = cv2.imread(str(path))
+        boxes = stock.predict(image, imgsz=640, conf=0.25, iou=0.7, rect=False, verbose=False)[0].boxes
+        xyxy, score, cls = boxes.xyxy.numpy(), boxes.conf.numpy(), boxes.cls.numpy().astype(int)
+        for detector in detectors:
+            found = detector(image)
+            sure = score > 0.26  # a score beside the threshold may fall on either side of it
+            overlap = iou_matrix(xyxy, found.xyxy) * (cls[:, None] == found.class_id[None])
+            partner = overlap.argmax(axis=1)[sure]
+            assert np.abs(found.xyxy[partner] - xyxy[sure]).max() < 1, path.name
+            assert np.abs(found.score[partner] - score[sure]).max() < 0.01, path.name
+            assert abs(len(found) - len(score)) <= (~sure).sum() + (found.score < 0.26).sum()
+            total += int(sure.sum())
+    assert total > 40

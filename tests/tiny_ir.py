@@ -1,0 +1,60 @@
+"""A tiny detector as OpenVINO IR, built from operators alone: no torch, no weights from elsewhere.
+
+Its output is the stock layout (1, 4 + nc, A) at strides 8, 16 and 32. Each cell's box is fixed to the cell, and its
+scores follow the mean blue, green and red of the picture there, so that what it finds can be told beforehand.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from hawkeye.artifact import Artifact, ModelSpec
+
+NAMES = ("blue", "green", "red")
+SPEC = ModelSpec(imgsz=64, names=NAMES, strides=(8, 16, 32))
+
+
+def save_ir(path: Path, *, outputs: int = 3, dynamic: bool = False) -> Path:
+    """Write the .xml and .bin; `outputs` classes, or another number to be wrong on purpose."""
+    import openvino as ov
+    from openvino import opset13 as op
+
+    picture = op.parameter([-1, 3, -1, -1] if dynamic else [1, 3, 64, 64], np.float32, name="images")
+    levels = []
+    for stride in SPEC.strides:
+        side = 64 // stride
+        # RGB means per cell -> scores in the order blue, green, red
+        kernel = np.zeros((outputs, 3, stride, stride), np.float32)
+        for out in range(min(outputs, 3)):
+            kernel[out, 2 - out] = 1 / stride**2
+        zeros = [0, 0]
+        score = op.convolution(picture, op.constant(kernel), [stride] * 2, zeros, zeros, [1, 1])
+        score = op.reshape(score, op.constant(np.array([1, outputs, side * side])), False)
+        y, x = np.divmod(np.arange(side * side), side)
+        box = np.stack([(x + 0.5) * stride, (y + 0.5) * stride, np.full_like(x, stride), np.full_like(x, stride)])
+        levels.append(op.concat([op.constant(box[None].astype(np.float32)), score], 1))
+    model = ov.Model([op.concat(levels, 2)], [picture], "tiny")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ov.save_model(model, path, compress_to_fp16=False)
+    return path
+
+
+def stock_folder(folder: Path, **metadata: object) -> Path:
+    """What a stock OpenVINO export looks like: an IR with metadata.yaml beside it."""
+    save_ir(folder / "tiny.xml")
+    content = {"task": "detect", "imgsz": [64, 64], "stride": 32, "names": dict(enumerate(NAMES)), **metadata}
+    (folder / "metadata.yaml").write_text(yaml.safe_dump(content))
+    return folder
+
+
+def artifact(folder: Path, name: str = "original", names: tuple[str, ...] = NAMES) -> Artifact:
+    """A finished artefact that holds the IR."""
+    files = {"openvino": save_ir(folder / "tiny.xml")}
+    spec = SPEC.model_copy(update={"names": names})
+    return Artifact.create(
+        folder, files, started=time.perf_counter(), name=name, stage="export", spec=spec, params=1, macs=1
+    )
