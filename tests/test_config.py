@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,15 @@ def test_recipes_differ_where_they_say_so() -> None:
     cells, coco = (Recipe.load(RECIPES[0].parent / f"{name}.toml") for name in ("blood-cells", "yolov8n-cpu"))
     assert cells.prune.flops < coco.prune.flops and cells.recover.budget < coco.recover.budget == 3600
     assert cells.gates.max_drop < coco.gates.max_drop == 1.5
+
+
+def test_demo_recipe_is_what_the_demo_does() -> None:
+    from hawkeye.demo import demo, recipe
+
+    model, data = Path("m.pt"), Path("d.yaml")
+    budget = parse_duration(inspect.signature(demo).parameters["budget"].default)
+    shipped = Recipe.load(next(path for path in RECIPES if path.stem == "demo"))
+    assert shipped.with_(model=model, data=data) == recipe(model, data, budget, own=False)
 
 
 @pytest.mark.parametrize(
