@@ -1,0 +1,144 @@
+"""Exports compute what PyTorch computes, stock Ultralytics reads them, and failures are named."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+for _package in ("ultralytics", "onnx", "onnxruntime", "openvino"):
+    pytest.importorskip(_package)
+
+import onnx  # noqa: E402
+import yaml  # noqa: E402
+
+from hawkeye.compress import export as ex  # noqa: E402
+from hawkeye.compress import yolo  # noqa: E402
+from hawkeye.config import ExportConfig  # noqa: E402
+from hawkeye.errors import ExportError  # noqa: E402
+
+pytestmark = pytest.mark.compress
+NAMES = ("dot", "traffic light", "ring")
+DATA = Path(os.environ.get("HAWKEYE_DATA", Path(__file__).parents[2] / "shared" / "data"))
+YOLOV8N = DATA / "models" / "yolov8n.pt"
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("original")
+    yolo.save_checkpoint(folder / "tiny.pt", yolo.build_detector(NAMES, width=0.125), names=NAMES, imgsz=96)
+    return yolo.import_original(folder / "tiny.pt", imgsz=96, out=folder / "out")
+
+
+@pytest.fixture(scope="module")
+def exported(original, tmp_path_factory):
+    return ex.export(original, ExportConfig(), out=tmp_path_factory.mktemp("exported"))
+
+
+def test_both_formats_compute_what_the_unfused_checkpoint_computes(original, exported):
+    canvases = np.random.default_rng(1).random((3, 3, 96, 96), np.float32)
+    with torch.no_grad():
+        expected = yolo.load_checkpoint(original.path("pytorch")).model(torch.from_numpy(canvases))[0].numpy()
+    assert expected.shape == (3, 7, exported.spec.anchors)
+    for infer in (ex.onnx_infer(exported.path("onnx")), ex.openvino_infer(exported.path("openvino"))):
+        np.testing.assert_allclose(infer(canvases), expected, atol=2e-3)
+
+
+def test_record_tells_parity_and_that_noise_was_compared(original, exported):
+    assert set(exported.details["parity"]) == {"onnx", "openvino"}
+    assert "noise" in exported.details["pictures"]
+    assert (exported.parent_sha256, exported.params, exported.macs) == (original.sha256, original.params, original.macs)
+    assert set(exported.files) == {"pytorch", "onnx", "openvino"}
+
+
+def test_same_work_is_reused_and_other_settings_are_not(original, exported):
+    again = ex.export(original, ExportConfig(), out=exported.root)
+    assert again.created == exported.created
+    assert ex.export(original, ExportConfig(opset=16), out=exported.root).key != exported.key
+    ex.export(original, ExportConfig(), out=exported.root)
+
+
+def test_metadata_says_what_the_detector_is(exported):
+    props = {p.key: p.value for p in onnx.load(exported.path("onnx")).metadata_props}
+    beside = yaml.safe_load((exported.path("openvino").parent / "metadata.yaml").read_text())
+    assert beside["names"] == dict(enumerate(NAMES))
+    assert (beside["stride"], beside["imgsz"], beside["task"]) == (32, [96, 96], "detect")
+    assert props["names"] == str(beside["names"])
+    assert exported.path("openvino").parent.name == "original_openvino_model"
+
+
+@pytest.mark.parametrize("fmt", ["onnx", "openvino"])
+def test_stock_yolo_predicts_with_the_export(original, exported, fmt):
+    from ultralytics import YOLO
+
+    image = np.random.default_rng(2).integers(0, 256, (96, 96, 3), np.uint8)
+    best = float(yolo.TorchRuntime(original.path("pytorch"), original.spec, 1).infer(image)[4:].max())
+    path = exported.path(fmt)
+    stock = YOLO(str(path if fmt == "onnx" else path.parent), task="detect")
+    result = stock.predict(image, imgsz=96, conf=best * 0.9, verbose=False)[0]
+    assert result.names == dict(enumerate(NAMES))
+    # Stock lets OpenVINO run in bfloat16 where the CPU has it, so only about three digits agree.
+    assert float(result.boxes.conf.max()) == pytest.approx(best, rel=2e-2)
+
+
+def test_dynamic_export_takes_other_sizes_and_batches(original, tmp_path):
+    import onnxruntime
+
+    made = ex.export(original, ExportConfig(dynamic=True), out=tmp_path)
+    image = np.random.default_rng(3).random((2, 3, 64, 128), np.float32)
+    with torch.no_grad():
+        expected = yolo.load_checkpoint(original.path("pytorch")).model(torch.from_numpy(image))[0].numpy()
+    session = onnxruntime.InferenceSession(made.path("onnx"), providers=["CPUExecutionProvider"])
+    np.testing.assert_allclose(session.run(None, {ex.INPUT: image})[0], expected, atol=2e-3)
+    np.testing.assert_allclose(ex.openvino_infer(made.path("openvino"))(image), expected, atol=2e-3)
+
+
+class _Unknown(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.special.bessel_j0(x)
+
+
+def test_missing_operator_is_named_with_its_layer():
+    network = torch.nn.Sequential()
+    network.add_module("stem", torch.nn.Conv2d(3, 4, 3))
+    network.add_module("block", torch.nn.Sequential(torch.nn.ReLU(), _Unknown()))
+    with pytest.raises(ExportError, match=r"block\.1 \(_Unknown\)") as caught:
+        ex.to_onnx(network, 32, opset=17, dynamic=False, simplify=False)
+    assert "bessel_j0" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("row", "gap", "message"),
+    [
+        pytest.param(5, 0.02, "scores", id="score above 0.01"),
+        pytest.param(2, 0.2, "boxes", id="box above 0.096 pixels"),
+        pytest.param(4, np.nan, "scores", id="not a number"),
+    ],
+)
+def test_a_difference_above_the_tolerance_names_the_output(row, gap, message):
+    expected = np.zeros((1, 7, 10), np.float32)
+    other = expected.copy()
+    other[0, row, 3] = gap
+    with pytest.raises(ExportError, match=message):
+        ex.compare("onnx", expected, other, 960, 0.01)
+
+
+def test_a_difference_within_the_tolerance_is_recorded():
+    expected = np.zeros((1, 7, 10), np.float32)
+    other = expected.copy()
+    other[0, 2, 3], other[0, 6, 1] = 0.05, 0.005
+    assert ex.compare("onnx", expected, other, 960, 0.01) == pytest.approx({"scores": 0.005, "boxes_px": 0.05})
+
+
+@pytest.mark.realdata
+@pytest.mark.skipif(not YOLOV8N.is_file(), reason="needs the real weights and pictures (HAWKEYE_DATA)")
+def test_real_yolov8n_exports_within_tolerance_on_real_pictures(tmp_path):
+    made = ex.export(YOLOV8N, ExportConfig(imgsz=320, images=DATA / "bccd" / "images" / "train"), out=tmp_path)
+    assert len(made.details["pictures"]) == 4
+    for found in made.details["parity"].values():
+        assert found["scores"] < 1e-3
+        assert found["boxes_px"] < 0.03

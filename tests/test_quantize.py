@@ -1,0 +1,173 @@
+"""INT8: what must be quantized is, what must not is not, and both files see the same objects."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+for _package in ("ultralytics", "onnx", "onnxruntime", "openvino", "nncf"):
+    pytest.importorskip(_package)
+
+import onnx  # noqa: E402
+import openvino  # noqa: E402
+
+from hawkeye.compress import quantize as qu  # noqa: E402
+from hawkeye.compress import yolo  # noqa: E402
+from hawkeye.compress.export import export, onnx_infer, openvino_infer  # noqa: E402
+from hawkeye.config import ExportConfig, QuantizeConfig  # noqa: E402
+from hawkeye.errors import ConfigError, DataError, ExportError, ModelError  # noqa: E402
+
+pytestmark = pytest.mark.compress
+NAMES = ("dot", "bar", "ring")
+DATA = Path(os.environ.get("HAWKEYE_DATA", Path(__file__).parents[2] / "shared" / "data"))
+YOLOV8N = DATA / "models" / "yolov8n.pt"
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for i in range(12):
+        coarse = rng.integers(0, 256, (6, 8, 3), np.uint8)
+        cv2.imwrite(str(folder / f"{i:02}.png"), cv2.resize(coarse, (80, 60)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("exported")
+    model = yolo.build_detector(NAMES, width=0.125)
+    yolo.save_checkpoint(folder / "tiny.pt", model, names=NAMES, imgsz=64)
+    return export(folder / "tiny.pt", ExportConfig(), out=folder / "out")
+
+
+@pytest.fixture(scope="module")
+def int8(exported, pictures, tmp_path_factory):
+    return qu.quantize(exported, QuantizeConfig(images=pictures), out=tmp_path_factory.mktemp("int8"))
+
+
+def test_all_convolutions_but_dfl_run_in_int8(int8):
+    convolutions = sum(isinstance(m, torch.nn.Conv2d) for m in yolo.build_detector(NAMES, width=0.125).modules())
+    assert int8.details["convolutions"] == convolutions
+    assert int8.details["int8_convolutions"] == convolutions - 1
+    assert int8.name == "original+int8"
+
+
+def test_decode_holds_softmax_dfl_and_sigmoid_but_no_silu(exported):
+    model = openvino.Core().read_model(exported.path("openvino"))
+    kinds = {node.get_friendly_name(): node.get_type_name() for node in model.get_ordered_ops()}
+    decode = [kinds[name] for name in qu.decode_of_openvino(model)]
+    assert [decode.count(kind) for kind in ("SoftMax", "Softmax", "Sigmoid", "Convolution")] in (
+        [1, 0, 1, 1],
+        [0, 1, 1, 1],
+    )
+    assert "Swish" not in decode
+    assert "Swish" in kinds.values()
+
+
+def test_no_quantizer_in_either_decode(int8):
+    model = openvino.Core().read_model(int8.path("openvino"))
+    kinds = {node.get_friendly_name(): node.get_type_name() for node in model.get_ordered_ops()}
+    assert "FakeQuantize" in kinds.values()
+    assert "FakeQuantize" not in [kinds[name] for name in qu.decode_of_openvino(model)]
+    graph = onnx.load(int8.path("onnx"))
+    ops = {node.name: node.op_type for node in graph.graph.node}
+    assert "QuantizeLinear" in ops.values()
+    assert not {"QuantizeLinear", "DequantizeLinear"} & {ops[name] for name in qu.decode_of_onnx(graph)}
+
+
+def test_checks_refuse_a_float_network(exported):
+    with pytest.raises(ExportError, match="left in float"):
+        qu.check_openvino(openvino.Core().read_model(exported.path("openvino")))
+    with pytest.raises(ExportError, match="left in float"):
+        qu.check_onnx(onnx.load(exported.path("onnx")))
+
+
+def test_a_quantized_decode_is_found(exported, pictures):
+    import nncf
+
+    from hawkeye.compress.export import INPUT, canvas_of
+
+    model = openvino.Core().read_model(exported.path("openvino"))
+    data = nncf.Dataset(sorted(pictures.iterdir()), lambda path: {INPUT: canvas_of(path, 64)[None]})
+    with pytest.raises(ExportError, match="decode was quantized"):
+        qu.check_openvino(nncf.quantize(model, data, preset=nncf.QuantizationPreset.MIXED, subset_size=12))
+
+
+def test_int8_stays_close_to_float_in_both_runtimes(exported, int8, pictures):
+    from hawkeye.compress.export import canvas_of
+
+    canvases = np.stack([canvas_of(path, 64) for path in sorted(pictures.iterdir())[:3]])
+    expected = openvino_infer(exported.path("openvino"))(canvases)
+    for infer in (openvino_infer(int8.path("openvino")), onnx_infer(int8.path("onnx"))):
+        got = infer(canvases)
+        assert got.shape == expected.shape
+        assert not np.array_equal(got, expected)
+        assert np.abs(got[:, :4] - expected[:, :4]).mean() < 1.0  # pixels of 64
+        assert np.abs(got[:, 4:] - expected[:, 4:]).max() < 0.02
+
+
+def test_files_shrink_and_the_record_tells_what_was_done(exported, int8):
+    assert int8.path("openvino").with_suffix(".bin").stat().st_size < 0.5 * exported.files["openvino"].bytes
+    assert int8.details["calibration_images"] == 12
+    assert any("12 calibration pictures" in line for line in int8.details["warnings"])
+    assert (int8.parent_sha256, int8.params) == (exported.sha256, exported.params)
+
+
+@pytest.mark.parametrize("fmt", ["onnx", "openvino"])
+def test_stock_yolo_predicts_with_int8(int8, fmt):
+    from ultralytics import YOLO
+
+    path = int8.path(fmt)
+    stock = YOLO(str(path if fmt == "onnx" else path.parent), task="detect")
+    result = stock.predict(np.full((64, 64, 3), 80, np.uint8), imgsz=64, conf=1e-6, verbose=False)[0]
+    assert result.names == dict(enumerate(NAMES))
+    assert len(result.boxes) > 0
+
+
+def test_same_work_is_reused(exported, int8, pictures):
+    assert qu.quantize(exported, QuantizeConfig(images=pictures), out=int8.root).created == int8.created
+
+
+def test_too_few_pictures_are_an_error(exported, pictures, tmp_path):
+    few = tmp_path / "few"
+    few.mkdir()
+    for path in sorted(pictures.iterdir())[:9]:
+        (few / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(DataError, match="too few pictures"):
+        qu.quantize(exported, QuantizeConfig(images=few), out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_size_and_unexported_source_are_errors(exported, pictures, tmp_path):
+    with pytest.raises(ConfigError, match="another input size"):
+        qu.quantize(exported, QuantizeConfig(images=pictures, imgsz=96), out=tmp_path / "a")
+    original = yolo.import_original(exported.path("pytorch"), imgsz=64, out=tmp_path / "original")
+    with pytest.raises(ModelError, match="no openvino file"):
+        qu.quantize(original, QuantizeConfig(images=pictures), out=tmp_path / "b")
+
+
+def test_distance_looks_only_where_something_is_seen():
+    a = np.zeros((1, 6, 4), np.float32)
+    b = a.copy()
+    b[0, 4, 0], b[0, 0, 0], b[0, 5, 1] = 0.8, 3.0, 0.1
+    assert qu.distance(a, b) == {"candidates": 1, "mean_score": 0.8, "mean_box_px": 3.0}
+    assert qu.distance(a, a)["mean_score"] is None
+
+
+@pytest.mark.realdata
+@pytest.mark.slow
+@pytest.mark.skipif(not YOLOV8N.is_file(), reason="needs the real weights and pictures (HAWKEYE_DATA)")
+def test_real_yolov8n_in_int8_sees_what_float_sees(tmp_path):
+    images = DATA / "coco-sample" / "images" / "train2017"
+    made = export(YOLOV8N, ExportConfig(imgsz=320), out=tmp_path / "export")
+    int8 = qu.quantize(made, QuantizeConfig(images=images, samples=40), out=tmp_path / "int8")
+    assert (int8.details["int8_convolutions"], int8.details["convolutions"]) == (63, 64)
+    for pair in int8.details["agreement"].values():
+        assert pair["candidates"] > 10
+        assert pair["mean_score"] < 0.12
