@@ -125,12 +125,25 @@ def recover(source: Artifact, config: RecoverConfig, *, teacher: Artifact, out: 
     return result
 
 
-def train(start: Path | nn.Module, *, data: Path, imgsz: int, config: RecoverConfig, out: Path) -> Path:
+def train(
+    start: Path | nn.Module, *, data: Path, imgsz: int, budget: float, out: Path, lr: float = 1e-3, seed: int = 0
+) -> Path:
     """Plain training with labels: from scratch, or a checkpoint fine-tuned for the classes of `data`.
+
+    Args:
+        start: a fresh network, or a checkpoint; its class head is replaced where the classes differ.
+        data: data.yaml.
+        imgsz: side of the input in pixels.
+        budget: seconds.
+        out: folder of the checkpoint and, while it runs, of the training state.
+        lr: peak learning rate; 1e-3 from scratch, about 2e-4 for fine-tuning.
+        seed: of everything random.
 
     Returns:
         The checkpoint, `out / "trained.pt"`; an existing one is returned as it is.
     """
+    # Statistics of BatchNorm must be learned here, and half of the pictures stay whole so that large objects are seen.
+    config = RecoverConfig(budget=budget, lr=lr, seed=seed, freeze_bn=False, ema=0.998, mosaic=0.5, checks=8)
     target = out / "trained.pt"
     if target.is_file():
         return target
