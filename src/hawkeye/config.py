@@ -77,7 +77,7 @@ class PruneConfig(StageConfig):
     """Saliency: optimal brain surgeon with compensation, group L1 norm, BatchNorm scale, or Taylor on the loss."""
     align: Annotated[int, Field(ge=1, le=64)] = 8
     """Widths are multiples of this."""
-    samples: Annotated[int, Field(ge=8)] = 128
+    samples: Annotated[int, Field(ge=8)] = 96
     """Training pictures that the saliency is measured on."""
     rounds: Annotated[int, Field(ge=1, le=16)] = 4
     """Small steps in which obs reaches the bounds; everything is measured again after each."""
@@ -92,7 +92,7 @@ class RecoverConfig(StageConfig):
     """Stop after this many steps instead of by the clock; makes a run repeatable to the bit."""
     batch: Annotated[int, Field(ge=1)] = 16
     """Pictures per step."""
-    lr: Annotated[float, Field(gt=0)] = 5e-5
+    lr: Annotated[float, Field(gt=0)] = 2e-4
     """Peak learning rate of AdamW."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Fraction of the run spent warming up."""
