@@ -92,7 +92,7 @@ class RecoverConfig(StageConfig):
     """Stop after this many steps instead of by the clock; makes a run repeatable to the bit."""
     batch: Annotated[int, Field(ge=1)] = 16
     """Pictures per step."""
-    lr: Annotated[float, Field(gt=0)] = 2e-4
+    lr: Annotated[float, Field(gt=0)] = 5e-5
     """Peak learning rate of AdamW."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Fraction of the run spent warming up."""

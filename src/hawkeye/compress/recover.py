@@ -107,7 +107,7 @@ def recover(source: Artifact, config: RecoverConfig, *, teacher: Artifact, out: 
         return loss
 
     say(f"recovering on {len(learn_l)} labelled and {len(learn_u)} unlabelled pictures, "
-        f"judged on {len(judge_l) + len(judge_u)} held-out training pictures")  # fmt: skip
+        f"judged on {min(64, len(judge_l) + len(judge_u))} held-out training pictures")  # fmt: skip
     judge = _agreement(original, (judge_l + judge_u)[:64], imgsz, config.device)
     state = out / "training" / f"{key[:16]}.pt"
     curve, best, start = fit_(model, Source(data, data.collate), objective, judge, config, state=state, title="recover")
