@@ -112,6 +112,8 @@ class RecoverConfig(StageConfig):
     """Share of the training pictures set aside to choose the best weights on."""
     checks: Annotated[int, Field(ge=1)] = 10
     """How often the weights are judged on the held-out training pictures."""
+    save_every: Annotated[Seconds, Field(le=60)] = 40.0
+    """How long a killed run has to do again at most; 0 saves after each step."""
 
 
 class QuantizeConfig(StageConfig):

@@ -78,7 +78,7 @@ def recover(source: Artifact, config: RecoverConfig, *, teacher: Artifact, out: 
     """
     started = time.perf_counter()
     labelled, unlabelled = training_images(config.data, config.images)
-    settings = config.model_dump(mode="json", exclude={"data", "images", "device"})
+    settings = config.model_dump(mode="json", exclude={"data", "images", "device", "save_every"})
     key = artifact.digest("recover", source.sha256, teacher.sha256, settings,
                           content_digest(labelled + unlabelled), __version__)  # fmt: skip
     if (done := artifact.reuse(out, key)) is not None:

@@ -1,7 +1,7 @@
 """One training loop for recovery, training from scratch and (later) quantization-aware training.
 
 It is judged on held-out training pictures, goes back to the last good weights when it diverges, and can be killed at
-any moment: at most a minute of work is lost. The pictures of a step depend on the seed and the step only, so a resumed
+any moment: at most `config.save_every` of work is lost. The pictures of a step depend on the seed and the step only, so a resumed
 run sees what an uninterrupted one would have seen.
 """
 
@@ -32,7 +32,6 @@ try:
 except ImportError as error:  # pragma: no cover - depends on the installation
     raise MissingExtraError("compress", "lightning_fabric") from error
 
-_SAVE_EVERY_S = 40.0
 _MAX_ROLLBACKS = 3
 _SPIKE = 4.0  # a loss this many times its running mean is divergence
 
@@ -282,7 +281,7 @@ class _Loop:
 
     def save(self, path: Path, first: bool) -> None:
         """Write everything now and then, whole or not at all."""
-        if first and time.monotonic() - self._saved >= _SAVE_EVERY_S:
+        if first and time.monotonic() - self._saved >= self.config.save_every:
             buffer = io.BytesIO()
             torch.save({"now": self._snapshot(), **{name: getattr(self, name) for name in self._PLAIN}}, buffer)
             artifact.write_bytes(path, buffer.getvalue())

@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -50,6 +50,7 @@ try:
     from torch import Tensor, nn
     from ultralytics import __version__ as ultralytics_version
     from ultralytics.cfg import DEFAULT_CFG_DICT, get_cfg
+    from ultralytics.data.augment import Mosaic
     from ultralytics.data.dataset import YOLODataset
     from ultralytics.nn.modules import SPPF, Bottleneck, C2f, Concat, Conv, Detect
     from ultralytics.nn.modules.block import DFL
@@ -347,6 +348,14 @@ class _TrainingSet(YOLODataset):
         nowhere = Path(os.environ["YOLO_CONFIG_DIR"]) / "never-written"
         self.npy_files = [nowhere / f"{i}.npy" for i in range(self.ni)]
 
+    def build_transforms(self, hyp: Any = None) -> Any:
+        transforms = super().build_transforms(hyp)
+        for mosaic in _mosaics(transforms):
+            # Stock mosaics take their partners from the pictures read last. A sample would then depend on what was
+            # read before it, and a run that goes on after a kill would see others than an uninterrupted one.
+            mosaic.buffer_enabled = False
+        return transforms
+
     def get_img_files(self, img_path: Any) -> list[str]:
         return [str(path) for path in self._images]
 
@@ -364,6 +373,13 @@ class _TrainingSet(YOLODataset):
         return sample
 
 
+def _mosaics(transform: Any) -> Iterator[Mosaic]:
+    if isinstance(transform, Mosaic):
+        yield transform
+    for part in getattr(transform, "transforms", ()):
+        yield from _mosaics(part)
+
+
 def training_set(images: Sequence[Path], names: Sequence[str], imgsz: int, *, mosaic: float, augment: bool,
                  labelled: bool) -> YOLODataset:  # fmt: skip
     """Training pictures through Ultralytics' own pipeline.
@@ -378,7 +394,7 @@ def training_set(images: Sequence[Path], names: Sequence[str], imgsz: int, *, mo
 
     Returns:
         A torch data set of dicts: img (3, imgsz, imgsz) uint8 RGB; cls (N, 1); bboxes (N, 4) float32 centre and size
-        as fractions; batch_idx (N,). To be batched with `collate`. Randomness comes from `random` and `numpy.random`.
+        as fractions; batch_idx (N,). To be batched with `collate`. A sample depends on its index and the states of `random` and `numpy.random` only.
 
     Raises:
         DataError: no pictures, or a label that cannot be used.
