@@ -1,8 +1,8 @@
 """One training loop for recovery, training from scratch and (later) quantization-aware training.
 
 It is judged on held-out training pictures, goes back to the last good weights when it diverges, and can be killed at
-any moment: at most `config.save_every` of work is lost. The pictures of a step depend on the seed and the step only, so a resumed
-run sees what an uninterrupted one would have seen.
+any moment: at most `config.save_every` of work is lost. The pictures of a step depend on the seed and the step only,
+so a resumed run sees what an uninterrupted one would have seen.
 """
 
 from __future__ import annotations

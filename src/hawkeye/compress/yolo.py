@@ -394,7 +394,8 @@ def training_set(images: Sequence[Path], names: Sequence[str], imgsz: int, *, mo
 
     Returns:
         A torch data set of dicts: img (3, imgsz, imgsz) uint8 RGB; cls (N, 1); bboxes (N, 4) float32 centre and size
-        as fractions; batch_idx (N,). To be batched with `collate`. A sample depends on its index and the states of `random` and `numpy.random` only.
+        as fractions; batch_idx (N,). To be batched with `collate`. A sample depends on its index and the states
+        of `random` and `numpy.random` only, not on what was read before.
 
     Raises:
         DataError: no pictures, or a label that cannot be used.
