@@ -132,6 +132,8 @@ def inspect(
     sensitivity: Annotated[
         bool, Parameter(help="Measure how much each group of channels matters.", negative=())
     ] = False,  # noqa: E501
+    data: Data = None,
+    images: Images = None,
     json: Json = False,
 ) -> None:
     """Layers, sizes and coupled channels of a checkpoint; executed precisions of an OpenVINO model.
@@ -140,7 +142,7 @@ def inspect(
 
         hawkeye inspect yolov8n.pt
 
-        hawkeye inspect yolov8n.pt --sensitivity --json
+        hawkeye inspect yolov8n.pt --sensitivity --images pictures/ --json
 
         hawkeye inspect runs/first/4-quantize/pruned/pruned+int8.xml
     """
@@ -149,16 +151,23 @@ def inspect(
         print(as_json(rows) if json else table(rows, ("name", "kind", "precision", "primitive")))
         return
     path = Artifact.load(model).path("pytorch") if model.is_dir() else model
-    found = load("hawkeye.compress.inspect").inspect(path, imgsz=imgsz, sensitivity=sensitivity)
+    found = load("hawkeye.compress.inspect").inspect(path, imgsz=imgsz, sensitivity=sensitivity, data=data,
+                                                      images=images)  # fmt: skip
     if json:
         print(as_json(found))
         return
     print(table(found["layers"], ("name", "kind", "shape", "channels_in", "channels_out", "params", "macs",
-                                  "latency_share")))  # fmt: skip
+                                  "latency_share"), digits=3))  # fmt: skip
+    timing = found["latency"]
+    print(f"{found['params']:,} parameters, {found['gflops']:.2f} GFLOPs at {found['imgsz']}, {timing['ms']:.1f} ms a "
+          f"frame ({timing['runtime']}; {timing['threads']} threads)")  # fmt: skip
     print("\ncoupled channels")
     print(table(found["groups"], ("name", "width", "layers", "why", "protected")))
     if found.get("sensitivity"):
-        print("\nsensitivity\n" + as_json(found["sensitivity"]))
+        curves = found["sensitivity"]
+        print(f"\nsensitivity ({curves['pictures']} pictures of {curves['source']})")
+        rows = [{"group": name, **point} for name, curve in curves["groups"].items() for point in curve]
+        print(table(rows, ("group", "kept", "fraction", "damage", "macs_kept"), digits=4))
 
 
 def report(run: Annotated[Path, Parameter(help="Folder of a run.")], /, *, json: Json = False) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
@@ -88,6 +89,25 @@ def units_of(groups: Iterable[Group]) -> list[tuple[Group, ...]]:
     return units
 
 
+def check_reachable(groups: Iterable[Group], cost: Cost, *, macs: float, params: float, align: int) -> None:
+    """Refuse bounds that no allocation can meet.
+
+    Raises:
+        BoundsError: not reachable even with every width at `align`; states the nearest possible.
+    """
+    widths = {group.name: group.width for unit in units_of(groups) for group in unit}
+    start, floor = cost.total(widths), cost.total({name: min(align, width) for name, width in widths.items()})
+    if floor[0] > macs or floor[1] > params:
+        # Rounded up: what is stated as possible must be possible.
+        least = [math.ceil(1e4 * low / total) / 1e4 for low, total in zip(floor, start, strict=True)]
+        raise BoundsError(
+            "no width can reach these bounds",
+            got=f"--flops {macs / start[0]:.4g} and --params {params / start[1]:.4g}",
+            expected=f"at least --flops {least[0]:.4f} and --params {least[1]:.4f}, where every width is {align}",
+            mend="ask for larger fractions or a smaller --align",
+        )
+
+
 def allocate(
     groups: list[Group],
     cost: Cost,
@@ -108,14 +128,7 @@ def allocate(
     alive = {group.name: torch.ones(group.width, dtype=torch.bool) for unit in units for group in unit}
     widths = {group.name: group.width for unit in units for group in unit}
     start = now = cost.total(widths)
-    floor = cost.total({name: min(align, width) for name, width in widths.items()})
-    if floor[0] > macs or floor[1] > params:
-        raise BoundsError(
-            "no width can reach these bounds",
-            got=f"{macs / start[0]:.3f} of the MACs and {params / start[1]:.3f} of the parameters of this step",
-            expected=f"at least {floor[0] / start[0]:.3f} and {floor[1] / start[1]:.3f}, every width at {align}",
-            mend="ask for larger fractions or a smaller --align",
-        )
+    check_reachable(groups, cost, macs=macs, params=params, align=align)
     scores: dict[str, Tensor] = {}
     while now[0] > macs or now[1] > params:
         need = (max(0.0, now[0] - macs) / start[0], max(0.0, now[1] - params) / start[1])

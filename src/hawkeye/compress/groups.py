@@ -179,6 +179,7 @@ def _describe(group: tp.Group, names: dict[nn.Module, str]) -> Group:
     width = len(group[0].idxs)
     producers: list[str] = []
     consumers: dict[str, set[tuple[int, int]]] = {}
+    inputs: dict[str, int] = {}
     for item in group:
         module = item.dep.target.module
         if not isinstance(module, nn.Conv2d):
@@ -189,6 +190,7 @@ def _describe(group: tp.Group, names: dict[nn.Module, str]) -> Group:
                 producers.append(name)
         else:
             consumers.setdefault(name, set()).update(zip(item.root_idxs, item.idxs, strict=True))
+            inputs[name] = module.in_channels
     index = {
         name: torch.tensor([channel for _, channel in sorted(pairs)]).view(width, -1)
         for name, pairs in consumers.items()
@@ -196,8 +198,7 @@ def _describe(group: tp.Group, names: dict[nn.Module, str]) -> Group:
     reasons = []
     if len(producers) > 1:
         reasons.append("shortcut: " + " + ".join(producers))
-    if any(channels.shape[1] > 1 or int(channels[0, 0]) > 0 for channels in index.values()):
-        reasons.append(
-            "concatenated into " + ", ".join(n for n, c in index.items() if c.shape[1] > 1 or int(c[0, 0]) > 0)
-        )
+    joined = [name for name, channels in index.items() if channels.shape[1] > 1 or width < inputs[name]]
+    if joined:
+        reasons.append("concatenated into " + ", ".join(joined))
     return Group(producers[0], width, tuple(producers), index, "; ".join(reasons) or "alone")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hawkeye import __version__, artifact
 from hawkeye.artifact import Artifact
 from hawkeye.compress import yolo
-from hawkeye.compress.allocate import Cost, Scorer, allocate
+from hawkeye.compress.allocate import Cost, Scorer, allocate, check_reachable
 from hawkeye.compress.groups import Group, cut_, find_groups, merge_c2f_, split_c2f_
 from hawkeye.compress.saliency import ObsScorer, StaticScorer, collect
 from hawkeye.config import PruneConfig
@@ -62,7 +62,10 @@ def prune(source: Artifact | Path, config: PruneConfig, *, out: Path) -> Artifac
     split_c2f_(model)
     groups = find_groups(model)
     channels = {group.name: torch.arange(group.width) for group in groups}  # kept, in the original's numbering
-    start = Cost(model, groups, imgsz).total({})
+    cost = Cost(model, groups, imgsz)
+    start = cost.total({})
+    # Before anything is measured: a later step would tell it after minutes, in fractions of what is left by then.
+    check_reachable(groups, cost, macs=start[0] * config.flops, params=start[1] * config.params, align=config.align)
     rounds = config.rounds if config.method == "obs" else 1
     for step in range(1, rounds + 1):
         # Equal ratios a step; the last one lands on the bounds themselves.
@@ -108,10 +111,10 @@ def load_batches(pictures: Sequence[Path], imgsz: int, batch: int = _BATCH) -> I
 
 
 def _check_bounds(config: PruneConfig) -> None:
-    bounds = {"--flops": config.flops, "--params": config.params}
-    if min(bounds.values()) >= 1:
-        raise BoundsError("nothing to prune", got=bounds, expected="a fraction below 1",
-                          mend="leave pruning out with --skip prune,recover")  # fmt: skip
+    for option, bound in (("--flops", config.flops), ("--params", config.params)):
+        if bound >= 1:
+            raise BoundsError(f"{option} leaves nothing to prune", got=bound, expected="a fraction below 1",
+                              mend="leave pruning out with --skip prune,recover")  # fmt: skip
 
 
 def _as_original(source: Artifact | Path, config: PruneConfig, out: Path) -> Artifact:
