@@ -51,4 +51,4 @@ def progress(title: str, total: float) -> Iterator[Task]:
 
 def say(message: str) -> None:
     """One line for the person who waits."""
-    console.print(message, highlight=False, markup=False)
+    console.print(message, highlight=False, markup=False, soft_wrap=True)

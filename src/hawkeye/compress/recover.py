@@ -24,7 +24,7 @@ from hawkeye.compress.prune import load_batches
 from hawkeye.compress.training import Batch, Source, fit_, split_holdout
 from hawkeye.config import RecoverConfig
 from hawkeye.data import content_digest, load_dataset, training_images
-from hawkeye.errors import ModelError
+from hawkeye.errors import DataError, ModelError
 from hawkeye.progress import say
 
 
@@ -92,6 +92,9 @@ def recover(source: Artifact, config: RecoverConfig, *, teacher: Artifact, out: 
     kept = _kept_features(source, original, config)
     learn_l, judge_l = split_holdout(labelled, config.holdout, config.seed) if labelled else ([], [])
     learn_u, judge_u = split_holdout(unlabelled, config.holdout, config.seed) if unlabelled else ([], [])
+    if not learn_l + learn_u:
+        raise DataError("too few pictures to learn from", got=len(labelled) + len(unlabelled),
+                        expected="at least 2, one of which is set aside to choose the best weights on")  # fmt: skip
     names = loaded.names
     data = _Mixed(learn_l, learn_u, names, imgsz, config.mosaic)
     detection = yolo.detection_loss(model) if learn_l and config.labels else None
