@@ -88,6 +88,7 @@ def collect(
     """
     generator = torch.Generator().manual_seed(seed)
     sums: dict[str, list[Tensor]] = {}
+    shifts: dict[str, Tensor] = {}
     inputs: dict[str, Tensor] = {}
     grads: dict[str, Tensor] = {}
     handles = []
@@ -109,6 +110,9 @@ def collect(
                 conv, grad = model.get_submodule(name), grads[name]
                 patches = _patches(conv, x, grad, positions, generator)
                 n, d = patches.shape
+                # About the first batch's mean: in single precision a variance far below the squared mean would be lost.
+                shift = shifts.setdefault(name, patches.mean(0))
+                patches = patches - shift
                 total = sums.setdefault(
                     name, [torch.zeros(d, d), torch.zeros(d), torch.zeros(conv.out_channels), torch.zeros(())]
                 )
@@ -124,9 +128,9 @@ def collect(
             handle.remove()
     result = {}
     for name, (square, total, fisher, n) in sums.items():
-        mean = (total / n).double()
-        cov = (square / n).double() - torch.outer(mean, mean)
-        result[name] = Moments(mean, cov, (fisher / count).double())
+        offset = (total / n).double()
+        cov = (square / n).double() - torch.outer(offset, offset)
+        result[name] = Moments(shifts[name].double() + offset, cov, (fisher / count).double())
     return result
 
 
