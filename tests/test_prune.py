@@ -299,6 +299,7 @@ def test_unlabelled_pictures_serve_obs_but_not_taylor(checkpoint, dense, drawn, 
 
 
 @pytest.mark.realdata
+@pytest.mark.slow
 def test_real_network_is_pruned_and_stays_stock(real_data, tmp_path):
     from ultralytics import YOLO
 
