@@ -87,7 +87,8 @@ def recover(source: Artifact, config: RecoverConfig, *, teacher: Artifact, out: 
     loaded = yolo.load_checkpoint(source.path("pytorch"))
     model = loaded.model.requires_grad_(True)
     model.model[-1].dfl.requires_grad_(False)
-    original = yolo.load_checkpoint(teacher.path("pytorch")).model.requires_grad_(False).eval()
+    # BatchNorm folded: the teacher computes the same in fewer passes over memory.
+    original = yolo.load_checkpoint(teacher.path("pytorch")).model.fuse(verbose=False).requires_grad_(False).eval()
     original.to(config.device, memory_format=torch.channels_last)
     kept = _kept_features(source, original, config)
     learn_l, judge_l = split_holdout(labelled, config.holdout, config.seed) if labelled else ([], [])
