@@ -138,13 +138,14 @@ def curves(curve: Sequence[Mapping[str, Any]] | None) -> str | None:
     """Loss and score over the steps of recovery; None where nothing was trained."""
     series = {
         key: [(p["step"], p[key]) for p in curve or () if p.get(key) is not None and p.get("step") is not None]
-        for key in ("loss", "agreement", "map50")
+        for key in ("loss", "held_out", "agreement", "map50")
     }
     series = {key: values for key, values in series.items() if values}
     if not series:
         return None
     titles = {
         "loss": "loss",
+        "held_out": "loss on held-out\ntraining pictures",
         "agreement": "agreement with\nthe original",
         "map50": "mAP@0.5 on held-out\ntraining pictures",
     }
