@@ -10,6 +10,7 @@ import pytest
 
 # Tiny networks are slower on many threads, and the machine may be shared. Set before NumPy or torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HAWKEYE_CACHE", "off")  # tests leave nothing in the user's home
 
 _ROOT = Path(__file__).resolve().parents[1]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 
@@ -32,6 +33,18 @@ def test_canvas_is_fully_written():
     inside[box.top : box.top + box.inner_hw[0]] = True
     assert (canvas[inside] == 200).all()
     assert (canvas[~inside] == PAD_VALUE).all()
+
+
+@pytest.mark.parametrize("hw", [(192, 192), (192, 108), (320, 320), (128, 128), (100, 192), (193, 192)])
+def test_shortcut_gives_the_bytes_of_linear_resizing(hw):
+    """Whole odd factors take single pixels; every other factor must not."""
+    image = np.random.default_rng(0).integers(0, 256, (*hw, 3), np.uint8)
+    canvas = np.zeros((64, 64, 3), np.uint8)
+    box = Letterbox.fit(hw, 64)
+    box.apply_(image, canvas)
+    (height, width), top, left = box.inner_hw, box.top, box.left
+    expected = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+    np.testing.assert_array_equal(canvas[top : top + height, left : left + width], expected)
 
 
 def test_boxes_return_to_the_picture():

@@ -18,8 +18,11 @@ NAMES = ("blue", "green", "red")
 SPEC = ModelSpec(imgsz=64, names=NAMES, strides=(8, 16, 32))
 
 
-def save_ir(path: Path, *, outputs: int = 3, dynamic: bool = False) -> Path:
-    """Write the .xml and .bin; `outputs` classes, or another number to be wrong on purpose."""
+def save_ir(path: Path, *, outputs: int = 3, dynamic: bool = False, stock_head: bool = False) -> Path:
+    """Write the .xml and .bin; `outputs` classes, or another number to be wrong on purpose.
+
+    With `stock_head` the boxes come from the constants that a real YOLOv8 head has: cells, strides, target shapes.
+    """
     import openvino as ov
     from openvino import opset13 as op
 
@@ -33,19 +36,32 @@ def save_ir(path: Path, *, outputs: int = 3, dynamic: bool = False) -> Path:
             kernel[out, 2 - out] = 1 / stride**2
         zeros = [0, 0]
         score = op.convolution(picture, op.constant(kernel), [stride] * 2, zeros, zeros, [1, 1])
-        score = op.reshape(score, op.constant(np.array([1, outputs, side * side])), False)
+        score = op.reshape(score, op.constant(np.array([1, outputs, -1 if stock_head else side * side])), False)
+        if stock_head:
+            levels.append(score)
+            continue
         y, x = np.divmod(np.arange(side * side), side)
         box = np.stack([(x + 0.5) * stride, (y + 0.5) * stride, np.full_like(x, stride), np.full_like(x, stride)])
         levels.append(op.concat([op.constant(box[None].astype(np.float32)), score], 1))
-    model = ov.Model([op.concat(levels, 2)], [picture], "tiny")
+    result = op.concat(levels, 2)
+    if stock_head:
+        sides = [64 // stride for stride in SPEC.strides]
+        grids = [np.divmod(np.arange(side * side), side) for side in sides]
+        cells = np.concatenate([np.stack([x, y]) + 0.5 for y, x in grids], 1).astype(np.float32)[None]
+        strides = np.repeat(SPEC.strides, [side * side for side in sides]).astype(np.float32)[None]
+        none = op.multiply(op.constant(np.float32(0)), op.constant(cells))
+        box = op.concat([op.constant(cells), op.add(none, op.constant(np.float32(1)))], 1)
+        box = op.reshape(op.multiply(box, op.constant(strides)), op.constant(np.array([1, 4, SPEC.anchors])), False)
+        result = op.concat([box, result], 1)
+    model = ov.Model([result], [picture], "tiny")
     path.parent.mkdir(parents=True, exist_ok=True)
     ov.save_model(model, path, compress_to_fp16=False)
     return path
 
 
-def stock_folder(folder: Path, **metadata: object) -> Path:
+def stock_folder(folder: Path, *, stock_head: bool = False, **metadata: object) -> Path:
     """What a stock OpenVINO export looks like: an IR with metadata.yaml beside it."""
-    save_ir(folder / "tiny.xml")
+    save_ir(folder / "tiny.xml", stock_head=stock_head)
     content = {"task": "detect", "imgsz": [64, 64], "stride": 32, "names": dict(enumerate(NAMES)), **metadata}
     (folder / "metadata.yaml").write_text(yaml.safe_dump(content))
     return folder

@@ -50,7 +50,8 @@ def decode(
     if raw.ndim != 2 or raw.shape[0] < 5:
         raise ModelError("this is not a detector's output", got=raw.shape, expected="(4 + classes, candidates)")
     scores = raw[4:]
-    columns = np.flatnonzero(scores.max(axis=0) > conf)
+    best = scores.max(axis=0)
+    columns = np.flatnonzero(best > conf)
     if columns.size == 0:
         return Detections.empty()
     scores = scores[:, columns]  # (nc, n): small from here on
@@ -59,22 +60,22 @@ def decode(
         score, columns = scores[class_id, index], columns[index]
     else:
         class_id = scores.argmax(axis=0)
-        score = scores[class_id, np.arange(columns.size)]
+        score = best[columns]
     if classes is not None:
         wanted = np.isin(class_id, classes)
         class_id, score, columns = class_id[wanted], score[wanted], columns[wanted]
     if score.size > max_candidates:
-        best = np.argpartition(-score, max_candidates - 1)[:max_candidates]
-        best.sort()  # the order of equal scores stays that of the network's cells
-        class_id, score, columns = class_id[best], score[best], columns[best]
+        chosen = np.argpartition(-score, max_candidates - 1)[:max_candidates]
+        chosen.sort()  # the order of equal scores stays that of the network's cells
+        class_id, score, columns = class_id[chosen], score[chosen], columns[chosen]
     if score.size == 0:
         return Detections.empty()
-    centre, size = raw[:2, columns].T, raw[2:4, columns].T  # (n, 2) each
-    xywh = np.concatenate([centre - size / 2, size], axis=1).astype(np.float64)
+    xywh = raw[:4, columns].T.astype(np.float64, order="C")  # (n, 4)
+    xywh[:, :2] -= xywh[:, 2:] / 2
     keep = _suppress(xywh, score, class_id.astype(np.int32), iou, agnostic)[:max_det]
-    low = xywh[keep, :2]
-    xyxy = np.concatenate([low, low + xywh[keep, 2:]], axis=1).astype(np.float32)
-    return Detections(xyxy, score[keep].astype(np.float32), class_id[keep].astype(np.int32))
+    xyxy = xywh[keep]
+    xyxy[:, 2:] += xyxy[:, :2]
+    return Detections(xyxy.astype(np.float32), score[keep].astype(np.float32), class_id[keep].astype(np.int32))
 
 
 def _suppress(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 import platform
 from importlib import metadata
@@ -42,6 +43,26 @@ def cpu_model() -> str:
 def cpu_count() -> int:
     """Cores that this process may use (respects affinity and containers' cpusets)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cache_dir(purpose: str) -> Path | None:
+    """A folder of this user for what can be made again, or None where there is to be none.
+
+    `HAWKEYE_CACHE` names another place than `$XDG_CACHE_HOME/hawkeye` (`~/.cache/hawkeye`); `off` turns caching off,
+    and so does a place that cannot be written. What is kept holds for one processor: homes are shared by machines.
+    """
+    named = os.environ.get("HAWKEYE_CACHE", "")
+    if named.lower() in ("off", "0", "no"):
+        return None
+    try:
+        base = Path(named).expanduser() if named else \
+            Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hawkeye"  # fmt: skip
+        machine = hashlib.sha256(f"{cpu_model()} {instruction_sets()}".encode()).hexdigest()[:8]
+        place = base / purpose / machine
+        place.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # RuntimeError: this user has no home
+        return None
+    return place if os.access(place, os.W_OK) else None
 
 
 @functools.cache

@@ -51,8 +51,15 @@ class Runtime(Protocol):
         ...
 
 
-def load_runtime(artifact: Artifact, runtime: RuntimeName, *, threads: int = 0) -> Runtime:
-    """Open the file of an artefact that a runtime takes.
+def load_runtime(
+    artifact: Artifact,
+    runtime: RuntimeName,
+    *,
+    threads: int = 0,
+    imgsz: int | None = None,
+    cache_dir: Path | None = None,
+) -> Runtime:
+    """Open the file of an artefact that a runtime takes; `imgsz` and `cache_dir` as in `open_file`.
 
     Raises:
         ModelError: the artefact has no such file, or it does not fit.
@@ -65,14 +72,21 @@ def load_runtime(artifact: Artifact, runtime: RuntimeName, *, threads: int = 0) 
             from hawkeye.errors import MissingExtraError
 
             raise MissingExtraError("compress", error.name or "torch") from None
-        torch_runtime: Runtime = TorchRuntime(artifact.path("pytorch"), artifact.spec, threads=threads)
+        spec = artifact.spec.model_copy(update={"imgsz": imgsz or artifact.spec.imgsz})
+        torch_runtime: Runtime = TorchRuntime(artifact.path("pytorch"), spec, threads=threads)
         return torch_runtime
     path = artifact.path("onnx" if runtime == "onnxruntime" else "openvino")
-    return open_file(path, runtime=runtime, spec=artifact.spec, threads=threads)
+    return open_file(path, runtime=runtime, spec=artifact.spec, threads=threads, imgsz=imgsz, cache_dir=cache_dir)
 
 
 def open_file(
-    path: Path, *, runtime: RuntimeName | None = None, spec: ModelSpec | None = None, threads: int = 0
+    path: Path,
+    *,
+    runtime: RuntimeName | None = None,
+    spec: ModelSpec | None = None,
+    threads: int = 0,
+    imgsz: int | None = None,
+    cache_dir: Path | None = None,
 ) -> Runtime:
     """Open an .xml or .onnx file, ours or a stock export.
 
@@ -80,6 +94,9 @@ def open_file(
         runtime: left out, an .onnx takes ONNX Runtime, and an .xml OpenVINO with its precision fixed to what the file
             holds, so that it gives the same figures on every CPU.
         spec: left out, it is read from `artifact.json` or `metadata.yaml` beside the file, or from the file itself.
+        imgsz: side of the input in pixels, where it is not to be the one of the file. OpenVINO makes a static network
+            of that size from any IR; ONNX Runtime takes it only where the graph was exported as dynamic.
+        cache_dir: where OpenVINO may keep compiled models.
 
     Raises:
         ModelError: not there, damaged, not a detector, or the runtime cannot read this kind of file.
@@ -89,11 +106,12 @@ def open_file(
     if path.suffix == ".onnx" and runtime in (None, "onnxruntime"):
         from hawkeye.runtime.onnx import OnnxRuntime
 
-        return OnnxRuntime(path, spec or spec_beside(path), threads=threads)
+        return OnnxRuntime(path, spec or spec_beside(path), threads=threads, imgsz=imgsz)
     if path.suffix == ".xml" and runtime not in ("onnxruntime", "pytorch-fp32"):
         from hawkeye.runtime.openvino import OpenVinoRuntime
 
-        return OpenVinoRuntime(path, spec or spec_beside(path), name=runtime, threads=threads)
+        return OpenVinoRuntime(path, spec or spec_beside(path), name=runtime, threads=threads, cache_dir=cache_dir,
+                               imgsz=imgsz)  # fmt: skip
     mend = f"run `hawkeye export {path}` first" if path.suffix == ".pt" else "use the runtime that reads this kind"
     raise ModelError(f"{path} cannot be opened{f' by {runtime}' if runtime else ''}", got=path.suffix or "no suffix",
                      expected=".onnx for ONNX Runtime, .xml for OpenVINO", mend=mend)  # fmt: skip

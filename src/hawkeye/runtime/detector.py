@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import difflib
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hawkeye import environment
 from hawkeye.artifact import RECORD, Artifact, ModelSpec
 from hawkeye.decode import decode
 from hawkeye.detections import Detections
-from hawkeye.errors import InputError, ModelError
+from hawkeye.errors import ConfigError, InputError, ModelError
 from hawkeye.geometry import Letterbox
 from hawkeye.records import RuntimeName
 from hawkeye.runtime import Runtime, load_runtime, open_file
@@ -27,11 +30,15 @@ class Detector:
         source: the folder of a run (its best finished result is taken), the folder of an artefact, a stock
             `*_openvino_model` folder, an .xml or an .onnx file, or an artefact itself.
         runtime: left out, OpenVINO where there is an IR, with the precision that the file holds.
+        imgsz: side of the network's input in pixels; left out, the model's own. One network is compiled for it.
         conf: detections must score more than this.
         iou: overlap above which the weaker of two boxes is dropped.
         threads: CPU threads; 0 takes all cores.
         max_det: detections kept per picture.
         agnostic: boxes suppress each other across classes too.
+        classes: names or indices of the classes to look for; left out, all.
+        cache: keep the compiled network in the user's cache folder and start faster the next time; see
+            `hawkeye.environment.cache_dir`.
 
     Attributes:
         spec: input size, class names, strides.
@@ -40,7 +47,8 @@ class Detector:
         timings: milliseconds of the last frame: `pre` (letterbox), `network`, `post` (decode and suppression).
 
     Raises:
-        ModelError: nothing usable there; the message says what was found.
+        ModelError: nothing usable there, or not of that size; the message says what was found.
+        ConfigError: a threshold, a class or a number that cannot be.
 
     Example:
         >>> detector = Detector("runs/first")
@@ -52,20 +60,27 @@ class Detector:
         source: str | Path | Artifact,
         *,
         runtime: RuntimeName | None = None,
+        imgsz: int | None = None,
         conf: float = 0.25,
         iou: float = 0.7,
         threads: int = 0,
         max_det: int = 300,
         agnostic: bool = False,
+        classes: Sequence[int | str] | None = None,
+        cache: bool = True,
     ) -> None:
+        for name, value, low, high in (("conf", conf, 0, 1), ("iou", iou, 0, 1), ("threads", threads, 0, 1024),
+                                       ("max_det", max_det, 1, 100_000)):  # fmt: skip
+            if not low <= value <= high:  # NaN is between nothing
+                raise ConfigError(f"{name} cannot be used", got=value, expected=f"{low} to {high}")
         self.source = source.root if isinstance(source, Artifact) else Path(source)
-        if isinstance(source, Artifact):
-            self.runtime = _open_artifact(source, runtime, threads)
-        else:
-            self.runtime = open_source(self.source, runtime=runtime, threads=threads)
+        cache_dir = environment.cache_dir("openvino") if cache else None
+        opened = source if isinstance(source, Artifact) else self.source
+        self.runtime = open_source(opened, runtime=runtime, threads=threads, imgsz=imgsz, cache_dir=cache_dir)
         self.spec: ModelSpec = self.runtime.spec
         self.names = self.spec.names
         self.conf, self.iou, self.max_det, self.agnostic = conf, iou, max_det, agnostic
+        self.classes = None if classes is None else class_indices(classes, self.names)
         self.timings: dict[str, float] = {}
         self._canvas: NDArray[np.uint8] = np.empty((self.spec.imgsz, self.spec.imgsz, 3), np.uint8)
         self._letterbox: Letterbox | None = None
@@ -76,11 +91,7 @@ class Detector:
         Raises:
             InputError: not such an array.
         """
-        if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            got = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
-            raise InputError("not a picture", got=got, expected="uint8 (H, W, 3) in BGR order")
-        if 0 in image.shape:
-            raise InputError("an empty picture", got=image.shape, expected="at least one pixel")
+        check_picture(image)
         started = time.perf_counter()
         source_hw = (image.shape[0], image.shape[1])
         if self._letterbox is None or self._letterbox.source_hw != source_hw:
@@ -89,7 +100,8 @@ class Detector:
         prepared = time.perf_counter()
         raw = self.runtime.infer(self._canvas)
         computed = time.perf_counter()
-        found = decode(raw, conf=self.conf, iou=self.iou, max_det=self.max_det, agnostic=self.agnostic)
+        found = decode(raw, conf=self.conf, iou=self.iou, max_det=self.max_det, agnostic=self.agnostic,
+                       classes=self.classes)  # fmt: skip
         result = Detections(self._letterbox.to_source(found.xyxy), found.score, found.class_id)
         done = time.perf_counter()
         self.timings = {
@@ -100,38 +112,74 @@ class Detector:
         return result
 
 
-def open_source(source: Path, *, runtime: RuntimeName | None = None, threads: int = 0) -> Runtime:
-    """Open whatever a person may name as a model; see `Detector`.
+def check_picture(image: object) -> None:
+    """Hold a frame against what every detector takes: (H, W, 3) of uint8 BGR, at least one pixel.
+
+    Raises:
+        InputError: not such an array.
+    """
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        got = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise InputError("not a picture", got=got, expected="uint8 (H, W, 3) in BGR order")
+    if 0 in image.shape:
+        raise InputError("an empty picture", got=image.shape, expected="at least one pixel")
+
+
+def class_indices(wanted: Sequence[int | str], names: Sequence[str]) -> tuple[int, ...]:
+    """Indices of classes given by name or by index, as a number or as text.
+
+    Raises:
+        ConfigError: the model has no such class.
+    """
+    found = []
+    for item in wanted:
+        text = str(item)
+        index = names.index(text) if text in names else int(text) if text.isascii() and text.isdigit() else -1
+        if not 0 <= index < len(names):
+            near = difflib.get_close_matches(text, names, 1, 0.6)
+            raise ConfigError(f"the model has no class {text!r}", got=text,
+                              expected=f"a name or 0 to {len(names) - 1}: {', '.join(names[:8])}"
+                                       f"{', …' if len(names) > 8 else ''}",
+                              mend=f"did you mean {near[0]!r}?" if near else None)  # fmt: skip
+        found.append(index)
+    return tuple(found)
+
+
+def open_source(
+    source: Path | Artifact,
+    *,
+    runtime: RuntimeName | None = None,
+    threads: int = 0,
+    imgsz: int | None = None,
+    cache_dir: Path | None = None,
+) -> Runtime:
+    """Open whatever a person may name as a model; see `Detector` and `open_file`.
 
     Raises:
         ModelError: nothing usable there.
     """
+    if isinstance(source, Artifact):
+        name = runtime or _best_runtime(source)
+        return load_runtime(source, name, threads=threads, imgsz=imgsz, cache_dir=cache_dir)
     if source.is_file():
-        return open_file(source, runtime=runtime, threads=threads)
+        return open_file(source, runtime=runtime, threads=threads, imgsz=imgsz, cache_dir=cache_dir)
     if not source.is_dir():
         raise ModelError(f"there is no model {source}", mend="name a run folder, an export's folder, an .xml or .onnx")
-    if (source / RECORD).is_file():
-        return _open_artifact(Artifact.load(source), runtime, threads)
-    for place in _BEST:
+    for place in (".", *_BEST):
         if (source / place / RECORD).is_file():
-            return _open_artifact(Artifact.load(source / place), runtime, threads)
+            artifact = Artifact.load(source / place)
+            return open_source(artifact, runtime=runtime, threads=threads, imgsz=imgsz, cache_dir=cache_dir)
     suffix = ".onnx" if runtime == "onnxruntime" else ".xml"
     files = sorted(source.glob(f"*{suffix}")) or sorted(source.glob("*.onnx"))
     if len(files) != 1:
         raise ModelError(f"{source} holds no model that can be chosen", got=[file.name for file in files] or "none",
                          expected="a finished run, an artefact, or one .xml or .onnx file",
                          mend="finish the run, or name the file itself")  # fmt: skip
-    return open_file(files[0], runtime=runtime, threads=threads)
+    return open_file(files[0], runtime=runtime, threads=threads, imgsz=imgsz, cache_dir=cache_dir)
 
 
-def _open_artifact(artifact: Artifact, runtime: RuntimeName | None, threads: int) -> Runtime:
-    if runtime is None:
-        quantized = artifact.name.endswith("+int8")
-        if "openvino" in artifact.files:
-            runtime = "openvino-int8" if quantized else "openvino-f32"
-        elif "onnx" in artifact.files:
-            runtime = "onnxruntime"
-        else:
-            artifact.path("openvino")  # raises, and says how to export
-            raise AssertionError("unreachable")
-    return load_runtime(artifact, runtime, threads=threads)
+def _best_runtime(artifact: Artifact) -> RuntimeName:
+    if "openvino" not in artifact.files and "onnx" in artifact.files:
+        return "onnxruntime"
+    artifact.path("openvino")  # raises where there is none, and says how to export
+    return "openvino-int8" if artifact.name.endswith("+int8") else "openvino-f32"

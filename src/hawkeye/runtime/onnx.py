@@ -27,7 +27,9 @@ class OnnxRuntime:
         ModelError: damaged, not a detector, or its input or output does not fit the spec.
     """
 
-    def __init__(self, path: Path, spec: ModelSpec | None = None, *, threads: int = 0) -> None:
+    def __init__(
+        self, path: Path, spec: ModelSpec | None = None, *, threads: int = 0, imgsz: int | None = None
+    ) -> None:
         self.name: RuntimeName = "onnxruntime"
         self.threads = threads or cpu_count()
         options = ort.SessionOptions()
@@ -49,10 +51,13 @@ class OnnxRuntime:
         self.spec = spec or spec_from_metadata(
             self._session.get_modelmeta().custom_metadata_map, path, candidates=last if isinstance(last, int) else None
         )
+        if imgsz is not None:
+            self.spec = self.spec.model_copy(update={"imgsz": imgsz})
         wanted = [1, 3, self.spec.imgsz, self.spec.imgsz]
         if len(shape) != 4 or any(isinstance(s, int) and s != w for s, w in zip(shape, wanted, strict=True)):
             raise ModelError(f"{path} does not take pictures of {self.spec.imgsz} pixels", got=shape, expected=wanted,
-                             mend=f"export it again with --imgsz {self.spec.imgsz}")  # fmt: skip
+                             mend=f"export it again with --imgsz {self.spec.imgsz}, or take the OpenVINO IR, which "
+                                  "can be given another size")  # fmt: skip
         self._input = inputs[0].name
         quantized = b"DequantizeLinear" in path.read_bytes()
         self.precision_hint = "as the file"

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
+from openvino import opset13
 from openvino.preprocess import ColorFormat, PrePostProcessor
 
 from hawkeye.artifact import ModelSpec
@@ -36,9 +37,10 @@ class OpenVinoRuntime:
         name: left out, openvino-int8 for an IR with quantizers and openvino-f32 for any other.
         threads: 0 takes all cores that the process may use.
         cache_dir: where OpenVINO may keep compiled models, to start faster the next time.
+        imgsz: side of the input in pixels, where it is not to be the one of the file.
 
     Raises:
-        ModelError: damaged, not a detector, or its input or output does not fit the spec.
+        ModelError: damaged, not a detector, its input or output does not fit the spec, or it cannot take that size.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class OpenVinoRuntime:
         name: RuntimeName | None = None,
         threads: int = 0,
         cache_dir: Path | None = None,
+        imgsz: int | None = None,
     ) -> None:
         model = _read(path)
         quantized = any(op.get_type_name() == "FakeQuantize" for op in model.get_ops())
@@ -57,6 +60,8 @@ class OpenVinoRuntime:
                              mend="run `hawkeye quantize`, or use openvino-f32")  # fmt: skip
         self.name: RuntimeName = name or ("openvino-int8" if quantized else "openvino-f32")
         self.spec = spec or _own_spec(model, path)
+        if imgsz not in (None, self.spec.imgsz):
+            self.spec = _resize_(model, self.spec, imgsz, path)
         self.threads = threads or cpu_count()
         hint = _HINTS[self.name]
         self.precision_hint = hint or "default"
@@ -146,6 +151,66 @@ def _prepare(model: ov.Model, spec: ModelSpec, path: Path) -> ov.Model:
         return process.build()
     except RuntimeError as error:
         raise ModelError(f"{path} cannot be prepared", got=_reason(error), mend="export the model again") from None
+
+
+def _resize_(model: ov.Model, spec: ModelSpec, imgsz: int, path: Path) -> ModelSpec:
+    """Give a static graph another input size; returns its new spec.
+
+    What ties a YOLOv8 graph to its size are constants of the head: the cells' centres (x, y in cells), their strides,
+    and target shapes that name the number of candidates. They are told by their values, so that an unknown one is an
+    error and never a wrong box.
+
+    Raises:
+        ModelError: the size does not fit the strides, or the graph holds something else that is tied to its size.
+    """
+    coarsest = max(spec.strides)
+    if imgsz < coarsest or imgsz % coarsest:
+        raise ModelError(f"{imgsz} is no input size of {path.name}", got=imgsz, expected=f"a multiple of {coarsest}",
+                         mend=f"try {max(1, round(imgsz / coarsest)) * coarsest}")  # fmt: skip
+    new = spec.model_copy(update={"imgsz": imgsz})
+    mend = f"export the model with --imgsz {imgsz}, or with --dynamic"
+    try:
+        if model.input().partial_shape.is_static:
+            old, wanted = _head_constants(spec), _head_constants(new)
+            for node in [op for op in model.get_ordered_ops() if op.get_type_name() == "Constant"]:
+                shape = node.get_output_shape(0)
+                if len(shape) == 0 or (spec.anchors not in shape and len(shape) != 1):
+                    continue
+                value = node.get_data()
+                targets = {port.get_node().get_type_name() for port in node.output(0).get_target_inputs()}
+                if value.dtype.kind == "i" and targets == {"Reshape"} and spec.anchors in value:
+                    fresh = np.where(value == spec.anchors, new.anchors, value)
+                elif shape[-1] != spec.anchors:
+                    continue
+                else:
+                    same = [k for k, v in old.items()
+                            if value.size == v.size and np.array_equal(value.reshape(v.shape), v)]  # fmt: skip
+                    if not same:
+                        raise ModelError(f"{path} is tied to {spec.imgsz} pixels", got=node.get_friendly_name(),
+                                         expected="a stock YOLOv8 head", mend=mend)  # fmt: skip
+                    fresh = wanted[same[0]].reshape([*shape[:-1], new.anchors])
+                constant = opset13.constant(fresh.astype(value.dtype))
+                constant.set_friendly_name(node.get_friendly_name())
+                for port in node.output(0).get_target_inputs():
+                    port.replace_source_output(constant.output(0))
+        # Not model.reshape: it checks the old shapes first, which no longer fit.
+        model.get_parameters()[0].set_partial_shape(ov.PartialShape([1, 3, imgsz, imgsz]))
+        model.validate_nodes_and_infer_types()
+    except RuntimeError as error:
+        raise ModelError(f"{path} cannot take pictures of {imgsz} pixels", got=_reason(error), mend=mend) from None
+    return new
+
+
+def _head_constants(spec: ModelSpec) -> dict[str, NDArray[np.float32]]:
+    """What a YOLOv8 head keeps for each candidate: centres (2, A) in cells and in pixels, strides (1, A)."""
+    centres, strides = [], []
+    for stride in spec.strides:
+        side = spec.imgsz // stride
+        y, x = np.divmod(np.arange(side * side), side)
+        centres.append(np.stack([x, y]) + 0.5)
+        strides.append(np.full((1, side * side), stride))
+    cells, step = np.concatenate(centres, 1).astype(np.float32), np.concatenate(strides, 1).astype(np.float32)
+    return {"cells": cells, "strides": step, "pixels": cells * step}
 
 
 def _compile(
