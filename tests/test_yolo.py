@@ -247,3 +247,27 @@ def test_real_yolov8n_has_its_published_size():
     assert params == 3_157_200
     assert 2 * macs / 1e9 == pytest.approx(8.7, abs=0.1)
     assert (len(loaded.names), loaded.strides, loaded.imgsz) == (80, (8, 16, 32), 640)
+
+
+@pytest.mark.parametrize("trained", [False, True], ids=["as it was", "after training"])
+def test_folding_and_taking_it_back_computes_the_same(tiny, trained):
+    generator = torch.Generator().manual_seed(0)
+    for module in tiny.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(generator=generator)
+            module.running_var.uniform_(0.5, 2, generator=generator)
+            module.weight.data.normal_(generator=generator)
+            module.weight.data[0] = 0.0  # a dead channel
+    twin = yolo.folded(tiny)
+    pixels = torch.rand(1, 3, 96, 96, generator=generator)
+    with torch.no_grad():
+        assert torch.allclose(twin(pixels)[0], tiny(pixels)[0], rtol=1e-3, atol=1e-3)
+        before = tiny(pixels)[0]
+        if trained:
+            for name, parameter in twin.named_parameters():
+                if "dfl" not in name:
+                    parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.02)
+            assert not torch.allclose(twin(pixels)[0], before, rtol=1e-3, atol=1e-3)
+        yolo.unfold_(tiny, twin)
+        assert torch.allclose(tiny(pixels)[0], twin(pixels)[0], rtol=1e-3, atol=1e-3)
+    assert all(torch.isfinite(p).all() and p.abs().max() < 1e3 for p in tiny.parameters())

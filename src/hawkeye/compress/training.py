@@ -8,6 +8,7 @@ so a resumed run sees what an uninterrupted one would have seen.
 from __future__ import annotations
 
 import copy
+import ctypes
 import io
 import math
 import os
@@ -103,6 +104,7 @@ def fit_(
     Raises:
         DivergenceError: three roll-backs have not helped and nothing is better than the start.
     """
+    _keep_memory()
     world = int(os.environ.get("WORLD_SIZE", "1"))  # set by torchrun
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     fabric = Fabric(accelerator=config.device, devices=local, num_nodes=max(1, world // local),
@@ -145,6 +147,18 @@ def fit_(
                               mend="lower --lr, or freeze the head first with head_frozen")  # fmt: skip
     model.load_state_dict(loop.best)
     return loop.curve, loop.best_score, loop.start_score
+
+
+def _keep_memory() -> None:
+    """Let glibc keep freed memory instead of giving it back to the kernel.
+
+    Every map of a training step is larger than the size from which glibc asks the kernel for fresh pages, which are
+    faulted in and zeroed each time: without that a step on two cores takes a sixth less time.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # absent outside glibc
+    if mallopt is not None:
+        mallopt(-4, 0)  # M_MMAP_MAX: from the heap, always
+        mallopt(-1, -1)  # M_TRIM_THRESHOLD: never shrink the heap
 
 
 class _Endless:
