@@ -9,7 +9,7 @@ from typing import Any
 from hawkeye.errors import MissingExtraError
 
 # The extra that brings a package; torch and its friends are the rest.
-_EXTRAS = {"matplotlib": "report"}
+_EXTRAS = {"matplotlib": "report", "pyarrow": "parquet"}
 
 
 def load(module: str) -> Any:
