@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,15 +54,8 @@ class OpenVinoRuntime:
         cache_dir: Path | None = None,
         imgsz: int | None = None,
     ) -> None:
-        model = _read(path)
-        quantized = any(op.get_type_name() == "FakeQuantize" for op in model.get_ops())
-        if name == "openvino-int8" and not quantized:
-            raise ModelError(f"{path} is not INT8", got="no quantizers in it", expected="an IR made by quantization",
-                             mend="run `hawkeye quantize`, or use openvino-f32")  # fmt: skip
-        self.name: RuntimeName = name or ("openvino-int8" if quantized else "openvino-f32")
-        self.spec = spec or _own_spec(model, path)
-        if imgsz not in (None, self.spec.imgsz):
-            self.spec = _resize_(model, self.spec, imgsz, path)
+        self._origin = (path, spec, name, imgsz)
+        model, self.spec, self.name = _open(*self._origin)
         self.threads = threads or cpu_count()
         hint = _HINTS[self.name]
         self.precision_hint = hint or "default"
@@ -81,24 +75,99 @@ class OpenVinoRuntime:
         raw: NDArray[np.float32] = self._request.get_output_tensor().data[0]
         return raw
 
+    def queue(self) -> OpenVinoQueue:
+        """The same network at the same size once more, compiled for several requests in flight."""
+        return OpenVinoQueue(*self._origin, threads=self.threads)
+
+
+class OpenVinoQueue:
+    """Several requests of one network in flight; one long-lived queue, fed from one thread.
+
+    Each request has its own canvas for as long as it lives, bound once: nothing is freed or written while it is read.
+
+    Args:
+        path, spec, name, imgsz, threads: as `OpenVinoRuntime` takes them.
+
+    Attributes:
+        spec: input size, class names, strides.
+        requests: how many OpenVINO thinks best here.
+
+    Raises:
+        ModelError: as `OpenVinoRuntime`.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        spec: ModelSpec | None = None,
+        name: RuntimeName | None = None,
+        imgsz: int | None = None,
+        *,
+        threads: int = 0,
+    ) -> None:
+        model, self.spec, self.name = _open(path, spec, name, imgsz)
+        prepared = _prepare(model, self.spec, path)
+        compiled = _compile(prepared, path, _HINTS[self.name], threads or cpu_count(), "THROUGHPUT", None)
+        check_output(self.spec, tuple(compiled.output(0).shape), path)
+        self.requests = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
+        self._queue = ov.AsyncInferQueue(compiled, self.requests)
+        self._canvases: list[NDArray[np.uint8]] = []
+        for request in self._queue:
+            canvas = np.full((1, self.spec.imgsz, self.spec.imgsz, 3), 114, np.uint8)
+            request.set_input_tensor(ov.Tensor(canvas, shared_memory=True))
+            self._canvases.append(canvas)
+        self._queue.set_callback(_finish)
+
+    def start(self, fill: Callable[[NDArray[np.uint8]], None], done: Callable[[NDArray[np.float32]], None]) -> None:
+        """Fill an idle request's canvas (size, size, 3) and begin; waits while every request is busy.
+
+        Args:
+            fill: writes the picture into the canvas.
+            done: gets the raw output (4 + nc, A) in a thread of OpenVINO's; it is valid only until `done` returns.
+        """
+        # The request that is idle now is the one that start_async takes, as nobody else starts any.
+        fill(self._canvases[self._queue.get_idle_request_id()][0])
+        self._queue.start_async(userdata=done)
+
+    def close(self) -> None:
+        """Wait for all requests."""
+        self._queue.wait_all()
+
+
+def _finish(request: Any, done: Callable[[NDArray[np.float32]], None]) -> None:
+    done(request.get_output_tensor().data[0])
+
+
+def _open(
+    path: Path, spec: ModelSpec | None, name: RuntimeName | None, imgsz: int | None
+) -> tuple[ov.Model, ModelSpec, RuntimeName]:
+    """Read an IR, give it the size that is wanted, and tell which row of the table it is."""
+    model = _read(path)
+    quantized = any(op.get_type_name() == "FakeQuantize" for op in model.get_ops())
+    if name == "openvino-int8" and not quantized:
+        raise ModelError(f"{path} is not INT8", got="no quantizers in it", expected="an IR made by quantization",
+                         mend="run `hawkeye quantize`, or use openvino-f32")  # fmt: skip
+    spec = spec or _own_spec(model, path)
+    if imgsz is not None and imgsz != spec.imgsz:
+        spec = _resize_(model, spec, imgsz, path)
+    return model, spec, name or ("openvino-int8" if quantized else "openvino-f32")
+
 
 def throughput(path: Path, spec: ModelSpec, *, runtime: RuntimeName, threads: int = 0, seconds: float = 1.5) -> float:
     """Frames per second with as many requests in flight as OpenVINO thinks best, the network alone."""
-    hint = _HINTS[runtime]
-    compiled = _compile(_prepare(_read(path), spec, path), path, hint, threads or cpu_count(), "THROUGHPUT", None)
-    requests = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
-    queue = ov.AsyncInferQueue(compiled, requests)
-    canvases = [np.full((1, spec.imgsz, spec.imgsz, 3), 114, np.uint8) for _ in range(requests)]
-    for request, canvas in zip(queue, canvases, strict=True):  # each request owns its picture for as long as it lives
-        request.set_input_tensor(ov.Tensor(canvas, shared_memory=True))
-    for _ in range(requests):  # warm-up
-        queue.start_async()
-    queue.wait_all()
+    queue = OpenVinoQueue(path, spec, runtime, threads=threads)
+
+    def same(_: NDArray[Any]) -> None:
+        """The canvas stays as it is, and the output is not wanted."""
+
+    for _ in range(queue.requests):  # warm-up
+        queue.start(same, same)
+    queue.close()
     started, frames = time.perf_counter(), 0
-    while time.perf_counter() - started < seconds or frames < 2 * requests:
-        queue.start_async()  # waits for a free request
+    while time.perf_counter() - started < seconds or frames < 2 * queue.requests:
+        queue.start(same, same)  # waits for a free request
         frames += 1
-    queue.wait_all()
+    queue.close()
     return frames / (time.perf_counter() - started)
 
 
