@@ -18,7 +18,8 @@ from hawkeye.artifact import RECORD, Artifact, ModelSpec, digest, file_sha256, r
 from hawkeye.config import EvaluateConfig, PruneConfig, Recipe
 from hawkeye.demo import Steps, demo
 from hawkeye.errors import BoundsError, CheckpointError, ConfigError, DataError, InputError, RunDirError, StorageError
-from hawkeye.pipeline import STAGES, RunResult, Stages, gates_passed, optimize
+from hawkeye.gates import gates_passed
+from hawkeye.pipeline import STAGES, RunResult, Stages, optimize
 from hawkeye.records import AccuracyRecord, LatencyRecord, LatencyRow, Percentiles
 from hawkeye.rundir import check_space, open_run
 

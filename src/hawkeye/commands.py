@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from hawkeye.artifact import Artifact
+from hawkeye import gates
+from hawkeye.artifact import Artifact, write_bytes
 from hawkeye.config import (
     GateConfig,
     Recipe,
@@ -22,6 +23,7 @@ from hawkeye.options import (
     Flops,
     Images,
     Json,
+    Junit,
     Method,
     Out,
     OwnSize,
@@ -29,11 +31,13 @@ from hawkeye.options import (
     Seed,
     Size,
     Steps,
+    Summary,
     Threads,
     about,
     given,
 )
-from hawkeye.tables import as_json, number, run_table, table
+from hawkeye.summary import job_summary, junit_xml
+from hawkeye.tables import as_json, run_table, table
 
 
 def optimize(
@@ -54,8 +58,11 @@ def optimize(
     seed: Seed = None,
     device: Device = None,
     config: Annotated[Path | None, Parameter(help="Recipe (.toml); options replace what it says.")] = None,
+    store: Annotated[str | None, about(Recipe, "store")] = None,
+    junit: Junit = None,
+    summary: Summary = None,
     until: Annotated[str | None, Parameter(help="End after this stage: original, prune, recover, export, quantize, "
-                                           "evaluate, benchmark or pictures.")] = None,
+                                           "evaluate, benchmark, compare or pictures.")] = None,
     skip: Annotated[str | None, Parameter(help="Stages to leave out, with commas: prune, recover, benchmark, "
                                           "pictures.")] = None,
 ) -> int:  # fmt: skip
@@ -77,25 +84,29 @@ def optimize(
     base = Recipe.load(config) if config is not None else Recipe()
     recipe = given(
         base,
-        model=model, data=data, images=images, imgsz=imgsz, seed=seed, device=device,
+        model=model, data=data, images=images, imgsz=imgsz, seed=seed, device=device, store=store,
         prune=given(base.prune, flops=flops, params=params, method=method, align=align),
         recover=given(base.recover, budget=budget, steps=steps),
         gates=given(base.gates, max_drop=max_drop),
     )  # fmt: skip
-    names = [name.strip() for name in (skip or "").split(",") if name.strip()]
-    return conclude(pipeline.optimize(recipe, out=out, until=until, skip=names), labels=recipe.data is not None)
+    result = pipeline.optimize(recipe, out=out, until=until, skip=names_of(skip))
+    return conclude(result, labels=recipe.data is not None, junit=junit, summary=summary)
 
 
-def conclude(result: Any, *, labels: bool) -> int:
-    """Print a run's table, gates and report, and return the exit code."""
+def names_of(text: str | None) -> list[str]:
+    """What was given with commas."""
+    return [name.strip() for name in (text or "").split(",") if name.strip()]
+
+
+def conclude(result: Any, *, labels: bool, junit: Path | None = None, summary: Path | None = None) -> int:
+    """Print a run's table, gates and report, write what CI asked for, and return the exit code."""
     if not result.finished:
         return 0
     print(run_table(result.report))
-    for name, gate in result.report["gates"].items():
-        if name == "max_drop" and not labels:
-            continue
-        word = {True: "passed", False: "MISSED", None: "NOT JUDGED"}[gate["passed"]]
-        print(f"gate {name}: {number(gate['value'], 3)} (limit {number(gate['limit'], 3)}) {word}")
+    judged = {name: gate for name, gate in result.report["gates"].items() if labels or name != "max_drop"}
+    for line in gates.lines(judged):
+        print(line)
+    write_summaries(result.report, result.out, junit, summary)
     if not labels:
         print("accuracy was not measured: there were no labels (--data); no gate on accuracy was judged")
     print(f"report: {result.out / 'report.html'}")
@@ -170,14 +181,32 @@ def inspect(
         print(table(rows, ("group", "kept", "fraction", "damage", "macs_kept"), digits=4))
 
 
-def report(run: Annotated[Path, Parameter(help="Folder of a run.")], /, *, json: Json = False) -> None:
+def write_summaries(table: dict[str, Any], run: Path, junit: Path | None, summary: Path | None) -> None:
+    """The gates as JUnit XML, and the outcome as Markdown, where they were asked for."""
+    if junit is not None:
+        write_bytes(junit, junit_xml(table, name=run.name))
+    if summary is not None:
+        write_bytes(summary, job_summary(table).encode())
+
+
+def report(
+    run: Annotated[Path, Parameter(help="Folder of a run.")],
+    /,
+    *,
+    junit: Junit = None,
+    summary: Summary = None,
+    json: Json = False,
+) -> None:
     """Write report.md, report.html and report.json of a run's folder again.
 
     For example:
 
         hawkeye report runs/first
+
+        hawkeye report runs/first --junit gates.xml --summary summary.md
     """
     result = load("hawkeye.report").report(run)
+    write_summaries(result, run, junit, summary)
     if json:
         print(as_json(result))
         return

@@ -29,6 +29,7 @@ def parse_duration(value: object) -> float:
 
 Seconds = Annotated[float, BeforeValidator(parse_duration), Field(ge=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 ImageSize = Annotated[int, Field(ge=64, le=1280, multiple_of=32)]
 _Stage = TypeVar("_Stage", bound="StageConfig")
 
@@ -170,7 +171,23 @@ class GateConfig(Config):
     """What a run must reach; a miss ends with exit code 3 and everything written."""
 
     max_drop: float = 1.5
-    """Points of mAP@0.5 that pruned + INT8 may lose against the original."""
+    """Points of mAP@0.5 that the judged row may lose against the original."""
+    max_params: Annotated[int, Field(ge=1)] | None = None
+    """Parameters at most."""
+    max_gflops: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """GFLOPs at most (2 x multiply-accumulates of one picture)."""
+    max_bytes: Annotated[int, Field(ge=1)] | None = None
+    """Bytes of the OpenVINO model (.xml and .bin) at most."""
+    class_drop: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    """Points of AP@0.5 that no class may fall by, against the original and against the released model."""
+    class_objects: Annotated[int, Field(ge=1)] = 20
+    """Classes with fewer labelled objects are not judged one by one: chance alone moves them by many points."""
+    released_drop: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.5
+    """Points of mAP@0.5 below the released model, at the upper end of the 95 % interval of the paired bootstrap."""
+    released_latency: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.1
+    """Median latency over the released model's, both measured in turns on this machine."""
+    row: Literal["original", "original+int8", "pruned", "pruned+int8"] | None = None
+    """Row that is judged and released; left out, the most compressed one."""
 
 
 class Recipe(Config):
@@ -179,10 +196,20 @@ class Recipe(Config):
     schema_version: Literal[1] = 1
     model: Path | None = None
     """Checkpoint of the trained detector."""
+    model_sha256: Sha256 | None = None
+    """Content that the checkpoint must have; `hawkeye plan` shows it."""
     data: Path | None = None
     """data.yaml of a YOLO data set."""
+    data_sha256: Sha256 | None = None
+    """Content that the data set must have: class names, pictures and labels of all splits."""
     images: Path | None = None
     """Folder of unlabelled pictures."""
+    images_sha256: Sha256 | None = None
+    """Content that the unlabelled pictures must have."""
+    store: str | None = None
+    """Model store (folder or URL); its released model is one that the gates compare with."""
+    skip: tuple[Literal["prune", "recover", "benchmark", "pictures"], ...] = ()
+    """Stages to leave out."""
     imgsz: ImageSize = 640
     """Side of the square network input in pixels."""
     seed: int = 0

@@ -9,16 +9,19 @@ HawkeyeError                     exit 1   something went wrong while working
 │   ├── BoundsError                       a bound that no network can meet
 │   ├── RunDirError                       an output folder that belongs to something else
 │   ├── StorageError                      cannot write: full disk, no permission
+│   ├── StoreError                        a model store: unreachable, damaged, or another release came first
 │   └── MissingExtraError                 an optional part is not installed
 ├── ExportError                  exit 1   an exported graph does not compute what the network does
 └── DivergenceError              exit 1   training broke down and the guards gave up
 
 A missed gate is not an error: everything is written, and the command ends with exit code 3 (`EXIT_GATE_MISSED`).
+Neither is an input that has changed since the last run: `hawkeye plan --check` ends with exit code 4 (`EXIT_CHANGED`).
 """
 
 from __future__ import annotations
 
 EXIT_GATE_MISSED = 3
+EXIT_CHANGED = 4
 
 
 class HawkeyeError(Exception):
@@ -77,6 +80,10 @@ class RunDirError(InputError):
 
 class StorageError(InputError):
     """The disk refused: full, read-only, or no permission."""
+
+
+class StoreError(InputError):
+    """A model store that cannot be used as asked."""
 
 
 class MissingExtraError(InputError):

@@ -35,6 +35,9 @@ Budget = Annotated[str | None, about(RecoverConfig, "budget")]
 Steps = Annotated[int | None, about(RecoverConfig, "steps")]
 Threads = Annotated[int | None, about(BenchmarkConfig, "threads")]
 Model = Annotated[Path, Parameter(help="Checkpoint (.pt) or the folder of an artefact.")]
+Junit = Annotated[Path | None, Parameter(help="Write the gates as JUnit XML to this file, for CI.")]
+Summary = Annotated[Path | None, Parameter(help="Write the outcome as Markdown to this file, for CI.")]
+Store = Annotated[str, Parameter(help="Model store: a folder, or a URL such as s3://bucket/models.")]
 Json = Annotated[bool, Parameter(help="Print JSON.", negative=())]
 
 

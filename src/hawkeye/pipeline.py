@@ -13,15 +13,20 @@ from typing import Any
 
 from hawkeye import __version__, environment
 from hawkeye.artifact import Artifact, storage_errors, write_bytes
+from hawkeye.compare import LATENCY
 from hawkeye.config import Recipe
 from hawkeye.data import Dataset, check_labels, list_images, load_dataset, read_image, readable, sample
 from hawkeye.errors import BoundsError, CheckpointError, ConfigError, DataError, HawkeyeError
+from hawkeye.gates import gates_passed, target
 from hawkeye.lazy import lazy, load
 from hawkeye.progress import say
 from hawkeye.records import AccuracyRecord, LatencyRecord, RuntimeName
 from hawkeye.rundir import RunDir, check_owner, check_space, open_run
+from hawkeye.store import open_store
 
-STAGES = ("original", "prune", "recover", "export", "quantize", "evaluate", "benchmark", "pictures", "report")
+STAGES = (
+    "original", "prune", "recover", "export", "quantize", "evaluate", "benchmark", "compare", "pictures", "report",
+)  # fmt: skip
 SKIPPABLE = ("prune", "recover", "benchmark", "pictures")
 _PICTURES = 6
 
@@ -62,6 +67,7 @@ class Stages:
     evaluate: Callable[..., AccuracyRecord] = field(default=lazy("hawkeye.evaluate", "evaluate"))
     benchmark: Callable[..., LatencyRecord] = field(default=lazy("hawkeye.benchmark", "benchmark"))
     pictures: Callable[..., object] = draw_pictures
+    compare: Callable[..., None] = field(default=lazy("hawkeye.compare", "compare"))
     report: Callable[[Path], dict[str, Any]] = field(default=lazy("hawkeye.report", "report"))
 
 
@@ -91,7 +97,7 @@ def optimize(
         recipe: the run's whole description; `model` and one of `data` and `images` must be there.
         out: the run's folder; new, empty, or of the same run.
         until: end after this stage.
-        skip: stages to leave out: prune, recover, benchmark, pictures.
+        skip: stages to leave out beside the recipe's: prune, recover, benchmark, pictures.
         stages: what does the work.
 
     Returns:
@@ -102,7 +108,8 @@ def optimize(
         HawkeyeError: a stage failed; what was finished before it is kept.
     """
     stages = stages or Stages()
-    plan = make_plan(until, skip)
+    skip = (*recipe.skip, *skip)
+    plan = make_plan(until, skip, store=recipe.store is not None)
     preflight(recipe, out, plan, until, stages)
     if recipe.data is None:
         say("no --data: accuracy is not measured, and there is no gate on it; give --data to have it judged")
@@ -117,8 +124,8 @@ def optimize(
     return RunResult(out, job.passed, job.table, plan[-1] == "report")
 
 
-def make_plan(until: str | None, skip: Sequence[str]) -> tuple[str, ...]:
-    """The stages to go through, in order.
+def make_plan(until: str | None, skip: Sequence[str], *, store: bool = False) -> tuple[str, ...]:
+    """The stages to go through, in order; with a store, its released model is compared with.
 
     Raises:
         ConfigError: a name that is no stage, or that cannot be left out.
@@ -128,6 +135,8 @@ def make_plan(until: str | None, skip: Sequence[str]) -> tuple[str, ...]:
             raise ConfigError("--skip cannot leave this out", got=name, expected=", ".join(SKIPPABLE))
     # Without pruning there is no damage to recover from.
     left_out = {*skip, "recover"} if "prune" in skip else set(skip)
+    if not store:
+        left_out.add("compare")
     plan = tuple(name for name in STAGES if name not in left_out)
     if until is None:
         return plan
@@ -151,10 +160,18 @@ def preflight(recipe: Recipe, out: Path, plan: Sequence[str], until: str | None,
         check_bounds(recipe)
     check_space(out)
     check_owner(out)
+    target(row_names(plan), recipe.gates.row)
+    if recipe.store is not None:
+        open_store(recipe.store).current()  # before hours of work, not after them
     dataset = check_data(recipe)
     names = stages.class_names(recipe.model)
     if dataset is not None and dataset.names != names:
         check_names(dataset, names)
+
+
+def row_names(plan: Sequence[str]) -> tuple[str, ...]:
+    """Rows of the table that a run makes."""
+    return ("original", "original+int8", *(("pruned", "pruned+int8") if "prune" in plan else ()))
 
 
 def check_bounds(recipe: Recipe) -> None:
@@ -274,6 +291,28 @@ class _Job:
         if known_latency(self.run.latency, self.models, config.imgsz, config.runs, config.frame) is None:
             self.stages.benchmark(self.models, config, out=self.run.latency)
 
+    def compare(self) -> None:
+        assert self.recipe.store is not None  # or it were not in the plan
+        name = target([a.name for a in self.models], self.recipe.gates.row)
+        out, config = self.run.released, self.recipe.stage(self.recipe.benchmark)
+
+        def evaluate(model: Artifact, runtime: RuntimeName) -> AccuracyRecord:
+            # The released model may take another picture size: that is a part of what is compared.
+            settings = self.recipe.stage(self.recipe.evaluate).with_(imgsz=None)
+            return self.stages.evaluate(model, settings, runtime=runtime, out=out)
+
+        def benchmark(models: Sequence[Artifact]) -> None:
+            if known_latency(out / LATENCY, models, config.imgsz, config.runs, config.frame) is None:
+                self.stages.benchmark(models, config, out=out / LATENCY)
+
+        self.stages.compare(
+            next(a for a in self.models if a.name == name),
+            self.recipe.store,
+            evaluate=evaluate if self.recipe.data is not None else None,
+            benchmark=benchmark if "benchmark" in self.plan else None,
+            out=out,
+        )
+
     def pictures(self) -> None:
         if self.recipe.data is not None:
             paths: Sequence[Path] = load_dataset(self.recipe.data).split(self.recipe.evaluate.split)
@@ -287,20 +326,6 @@ class _Job:
     def report(self) -> None:
         self.table = self.stages.report(self.run.root)
         self.passed = gates_passed(self.table, labels=self.recipe.data is not None)
-
-
-def gates_passed(table: dict[str, Any], *, labels: bool) -> bool:
-    """Whether every gate was judged and passed.
-
-    Without labels there is no gate on accuracy, which the run says at its start and end. With labels, a gate that is
-    missing or was not judged counts as missed: silence must not pass for proof.
-    """
-    gates = dict(table["gates"])
-    if labels and "max_drop" not in gates:
-        return False
-    if not labels:
-        gates.pop("max_drop", None)
-    return all(gate["passed"] is True for gate in gates.values())
 
 
 def known_latency(

@@ -7,22 +7,21 @@ describes report.json field by field.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
+from hawkeye import compare, gates
 from hawkeye.artifact import RECORD, Artifact, Format, write_bytes, write_json
+from hawkeye.compare import Interval
 from hawkeye.config import Recipe
-from hawkeye.errors import ConfigError, HawkeyeError, RunDirError
+from hawkeye.errors import ConfigError, RunDirError
 from hawkeye.records import AccuracyRecord, LatencyRecord, LatencyRow, RuntimeName, load_all
 from hawkeye.report_text import headline, markdown, runtime_notes
 
 SCHEMA_VERSION = 1
-# (base, other, folder of both) -> drop of mAP@0.5 in points, and the ends of its 95 % interval.
-Interval = Callable[[AccuracyRecord, AccuracyRecord, Path], tuple[float, float, float]]
 ROWS = ("original", "original+int8", "pruned", "pruned+int8")
 # Later folders hold later versions of the same model, so the last file of a format is the one that counts.
-_FOLDERS = (
+FOLDERS = (
     "0-original", "1-prune", "2-recover",
     "3-export/original", "3-export/pruned", "4-quantize/original", "4-quantize/pruned",
 )  # fmt: skip
@@ -32,8 +31,6 @@ _FORMAT_OF: dict[str, Format] = {
 }  # fmt: skip
 _FLOAT_RUNTIMES = ("pytorch-fp32", "onnxruntime", "openvino-f32", "openvino-default")
 _INT8_RUNTIMES = ("onnxruntime", "openvino-int8")
-# Two records compare only where all of these are equal: the same pictures through the same evaluator.
-_SAME = ("dataset_sha256", "split", "images", "imgsz", "conf", "iou", "max_det")
 
 
 def report(run: Path, *, interval: Interval | None = None) -> dict[str, Any]:
@@ -60,10 +57,10 @@ def report(run: Path, *, interval: Interval | None = None) -> dict[str, Any]:
     return result
 
 
-def collect(run: Path, *, interval: Interval | None = None) -> dict[str, Any]:
-    """What report.json holds, without writing anything; see `report` for the errors."""
+def collect(run: Path, *, interval: Interval | None = None, row: str | None = None) -> dict[str, Any]:
+    """What report.json holds, without writing anything, judged for `row`; see `report` for the errors."""
     recipe, head = _read_run(run)
-    artifacts = [Artifact.load(run / folder) for folder in _FOLDERS if (run / folder / RECORD).is_file()]
+    artifacts = [Artifact.load(run / folder) for folder in FOLDERS if (run / folder / RECORD).is_file()]
     folder, latency_path = run / "records" / "accuracy", run / "records" / "latency.json"
     records = load_all(AccuracyRecord, folder)
     latency = LatencyRecord.load(latency_path) if latency_path.is_file() else None
@@ -84,12 +81,22 @@ def collect(run: Path, *, interval: Interval | None = None) -> dict[str, Any]:
         notes.append("The benchmark was left out on request.")
     names = [n for n in ROWS if not ("prune" in skip and "pruned" in n) and not ("quantize" in skip and "int8" in n)]
     rows = [_row(name, artifacts, accuracy, timed, folder, interval, wanted, missing, notes) for name in names]
-    by_name = {row["name"]: row for row in rows}
+    judged = gates.target(names, row or (recipe.gates.row if recipe else None))
+    against = compare.read(run, judged, _files(judged, artifacts).get("openvino"), accuracy,
+                           wanted=bool(recipe and recipe.store), interval=interval, notes=notes)  # fmt: skip
     result: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "headline": [],
         "rows": rows,
-        "gates": _gates(recipe, by_name, names, labels="accuracy" in wanted),
+        "gates": gates.judge(
+            recipe,
+            {line["name"]: line for line in rows},
+            judged,
+            labels="accuracy" in wanted,
+            timed="latency" in wanted,
+            released=against,
+        ),
+        "released": against,
         "environment": _environment(artifacts, records, latency, notes),
         "method": _method(recipe, head, accuracy, latency),
         "widths": next((a.details["widths"] for a in reversed(artifacts) if "widths" in a.details), None),
@@ -150,7 +157,7 @@ def _row(
     files = _files(name, artifacts)
     record = accuracy.get((name, "openvino-int8" if int8 else "openvino-f32"))
     base = accuracy.get(("original", "openvino-f32"))
-    drop, ci = _drop(base, record, folder, interval, notes) if base and record else (None, None)
+    drop, ci = compare.drop(base, record, folder, interval, notes) if base and record else (None, None)
     expected = _INT8_RUNTIMES if int8 else _FLOAT_RUNTIMES
     runtimes = [r for r in get_args(RuntimeName) if r in expected or (name, r) in timed]
     reference = timed.get(("original", "openvino-f32"))
@@ -178,7 +185,7 @@ def _row(
         "accuracy_by_runtime": {
             runtime: {"map50": r.map50, "map50_95": r.map50_95} for (n, runtime), r in accuracy.items() if n == name
         },
-        "per_class": _per_class(base, record),
+        "per_class": compare.per_class(base, record),
     }  # fmt: skip
     accurate = ("map50", "map50_95", "map50_drop", "map50_drop_ci95") if "accuracy" in wanted else ()
     plain = ["params", "gflops", *accurate]
@@ -186,67 +193,6 @@ def _row(
     nested = ["file_bytes", *(("latency_ms",) if "latency" in wanted else ())]
     missing += [f"{name}: {key}.{part}" for key in nested for part, value in row[key].items() if value is None]
     return row
-
-
-def _drop(
-    base: AccuracyRecord, other: AccuracyRecord, folder: Path, interval: Interval | None, notes: list[str]
-) -> tuple[float | None, list[float] | None]:
-    """Points of mAP@0.5 lost against the original, and the 95 % interval of the paired bootstrap over pictures."""
-    differing = [key for key in _SAME if getattr(base, key) != getattr(other, key)]
-    if differing:
-        notes.append(f"{other.name} was evaluated unlike the original ({', '.join(differing)} differ): no drop is given.")  # fmt: skip # noqa: E501
-        return None, None
-    drop = 100 * (base.map50 - other.map50)
-    if other.name == base.name:
-        return 0.0, [0.0, 0.0]
-    if not all((folder / r.matches).is_file() for r in (base, other)):
-        notes.append(f"{other.name}: the matches of its evaluation are gone, so its drop has no confidence interval.")
-        return drop, None
-    if interval is None:
-        from hawkeye.evaluate import paired_drop
-
-        interval = paired_drop
-    try:
-        paired, low, high = interval(base, other, folder)
-    except HawkeyeError as error:
-        notes.append(f"{other.name}: no confidence interval of its drop: {error.summary}.")
-        return drop, None
-    if abs(paired - drop) > 0.05:
-        notes.append(f"{other.name}: the bootstrap puts its drop at {paired:.2f} points, the evaluator at {drop:.2f}.")
-    return drop, [low, high]
-
-
-def _per_class(base: AccuracyRecord | None, record: AccuracyRecord | None) -> list[dict[str, Any]] | None:
-    """Accuracy of each class, with its change against the original in points of AP@0.5 (positive is better)."""
-    if record is None:
-        return None
-    comparable = base is not None and [c.name for c in base.per_class] == [c.name for c in record.per_class]
-    before = [c.ap50 for c in base.per_class] if base and comparable else [None] * len(record.per_class)
-    return [
-        {**c.model_dump(), "ap50_change": None if c.ap50 is None or old is None else 100 * (c.ap50 - old)}
-        for c, old in zip(record.per_class, before, strict=True)
-    ]
-
-
-def _gates(
-    recipe: Recipe | None, rows: dict[str, dict[str, Any]], names: list[str], *, labels: bool
-) -> dict[str, dict[str, Any]]:
-    """What the run had to reach. `passed` is None where it could not be judged, which counts as missed."""
-    target = next(name for name in ("pruned+int8", "pruned", "original+int8", "original") if name in names)
-    gates = {}
-    if labels and target != "original":
-        value, limit = rows[target]["map50_drop"], recipe.gates.max_drop if recipe else None
-        gates["max_drop"] = _gate(limit, value, target)
-    for gate, key in (("flops", "gflops"), ("params", "params")) if "pruned" in rows else ():
-        before, after = rows["original"][key], rows["pruned"][key]
-        kept = after / before if before and after else None
-        gates[gate] = _gate(getattr(recipe.prune, gate) if recipe else None, kept, "pruned")
-    return gates
-
-
-def _gate(limit: float | None, value: float | None, row: str) -> dict[str, Any]:
-    passed = None if limit is None or value is None else value <= limit
-    return {"limit": limit, "value": value, "passed": passed, "row": row}
 
 
 def _environment(

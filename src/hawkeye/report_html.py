@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from hawkeye import report_plots
+from hawkeye.gates import GATE_TITLES, figure
 from hawkeye.report_text import (
     FORMAT_TITLES,
-    GATE_TITLES,
     NOTHING,
     RUNTIME_TITLES,
     TITLES,
@@ -57,7 +57,7 @@ th:first-child,td:first-child{text-align:left;padding-left:0}
 thead th{font-size:.86rem;vertical-align:bottom}
 tbody th{font-weight:400;color:var(--soft);overflow-wrap:anywhere}
 .matrix tbody th{overflow-wrap:normal}
-.gates td{white-space:nowrap}
+.gates td{white-space:nowrap}.gates td:last-child{white-space:normal}
 tr.group th{padding-top:12px;font-weight:600;color:var(--ink);text-align:left;border-bottom-color:var(--soft)}
 .sub{display:block;color:var(--soft);font-size:.8rem;white-space:nowrap}
 .good{color:var(--good)}.bad{color:var(--bad)}.warn{color:var(--warn)}
@@ -219,8 +219,8 @@ def _gates(result: dict[str, Any]) -> str:
     for name, gate in result["gates"].items():
         kind, word = words[gate["passed"]]
         body += (f"<tr><th scope=row>{escape(GATE_TITLES[name])}, {escape(TITLES[gate['row']])}</th>"
-                 f"<td>{show(gate['value'], 3)}</td><td>≤ {show(gate['limit'], 3)}</td>"
-                 f'<td class="{kind}">{word}</td></tr>')  # fmt: skip
+                 f"<td>{figure(gate['value'])}</td><td>≤ {figure(gate['limit'])}</td>"
+                 f'<td class="{kind}">{word}</td><td>{escape(gate["detail"] or "")}</td></tr>')  # fmt: skip
     return f'<div class="scroll"><table class="gates"><tbody>{body}</tbody></table></div>'
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from hawkeye.gates import GATE_TITLES, VERDICTS, figure
 from hawkeye.records import AccuracyRecord, LatencyRow
 
 NOTHING = "–"
@@ -22,7 +23,6 @@ RUNTIME_TITLES = {
     "openvino-int8": "OpenVINO INT8",
 }
 FORMAT_TITLES = {"pytorch": "PyTorch", "onnx": "ONNX", "openvino": "OpenVINO"}
-GATE_TITLES = {"max_drop": "mAP@0.5 lost, points", "flops": "FLOPs kept", "params": "parameters kept"}
 
 
 def show(value: float | None, digits: int = 1, scale: float = 1.0) -> str:
@@ -135,7 +135,7 @@ def _rival(row: dict[str, Any], rival: dict[str, Any]) -> str:
 
 
 def _verdict(result: dict[str, Any]) -> str:
-    missed = [f"{GATE_TITLES[name]} {show(g['value'], 2)} (limit {show(g['limit'], 2)})"
+    missed = [f"{GATE_TITLES[name]} {figure(g['value'])} (limit {figure(g['limit'])})"
               for name, g in result["gates"].items() if g["passed"] is False]  # fmt: skip
     unjudged = [GATE_TITLES[name] for name, g in result["gates"].items() if g["passed"] is None]
     text = f"Missed: {'; '.join(missed)}." if missed else ""
@@ -189,7 +189,7 @@ def markdown(result: dict[str, Any]) -> str:
     runtimes = [r for r in RUNTIME_TITLES if any(r in row["latency_ms"] for row in rows)]
     formats = [f for f in FORMAT_TITLES if any(f in row["file_bytes"] for row in rows)]
     lines = ["# Compression report", "", " ".join(one_line(sentence) for sentence in result["headline"]), ""]
-    lines += _table(
+    lines += markdown_table(
         ["", "params, M", "GFLOPs", "mAP@0.5", "mAP@0.5:0.95", "drop, points [95 % CI]"]
         + [f"{FORMAT_TITLES[f]}, MB" for f in formats],
         [
@@ -199,17 +199,11 @@ def markdown(result: dict[str, Any]) -> str:
         ],
     )  # fmt: skip
     lines += ["Latency of the network alone at batch 1, ms: p50 / p95 / p99 (times the speed of the original in OpenVINO FP32).", ""]  # fmt: skip # noqa: E501
-    lines += _table(
+    lines += markdown_table(
         ["", *(RUNTIME_TITLES[r] for r in runtimes)],
         [[TITLES[row["name"]], *(_latency(row, r) for r in runtimes)] for row in rows],
     )
-    if result["gates"]:
-        verdicts = {True: "passed", False: "missed", None: "could not be judged"}
-        lines += _table(
-            ["gate", "of", "limit", "value", ""],
-            [[GATE_TITLES[name], TITLES[g["row"]], show(g["limit"], 3), show(g["value"], 3), verdicts[g["passed"]]]
-             for name, g in result["gates"].items()],
-        )  # fmt: skip
+    lines += gate_table(result)
     for title, items in (("Notes", result["notes"]), ("Missing", result["missing"])):
         if items:
             lines += [f"## {title}", "", *(f"- {one_line(item)}" for item in items), ""]
@@ -217,7 +211,19 @@ def markdown(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _table(header: list[str], body: list[list[str]]) -> list[str]:
+def gate_table(result: dict[str, Any]) -> list[str]:
+    """The gates as lines of Markdown; none where there is no gate."""
+    if not result["gates"]:
+        return []
+    return markdown_table(
+        ["gate", "of", "limit", "value", "", ""],
+        [[GATE_TITLES[name], TITLES[g["row"]], figure(g["limit"]), figure(g["value"]), VERDICTS[g["passed"]],
+          g["detail"] or ""]
+         for name, g in result["gates"].items()],
+    )  # fmt: skip
+
+
+def markdown_table(header: list[str], body: list[list[str]]) -> list[str]:
     rule = "|---|" + "---:|" * (len(header) - 1)
     return ["| " + " | ".join(header) + " |", rule, *("| " + " | ".join(map(one_line, r)) + " |" for r in body), ""]
 

@@ -13,7 +13,7 @@ from hawkeye import __version__
 from hawkeye.artifact import digest, file_sha256, storage_errors, write_json
 from hawkeye.config import Recipe
 from hawkeye.data import content_digest, list_images, load_dataset
-from hawkeye.errors import RunDirError, StorageError
+from hawkeye.errors import DataError, RunDirError, StorageError
 
 RUN = "run.json"
 MIN_FREE_BYTES = 1_000_000_000  # four detectors in three formats, optimiser state and records stay well below
@@ -64,6 +64,11 @@ class RunDir:
         return self.root / "records" / "latency.json"
 
     @property
+    def released(self) -> Path:
+        """Records of the released model of a store, measured beside this run's."""
+        return self.root / "records" / "released"
+
+    @property
     def pictures(self) -> Path:
         """The same pictures with the boxes of each model."""
         return self.root / "pictures"
@@ -96,6 +101,7 @@ def open_run(out: Path, recipe: Recipe, *, skip: tuple[str, ...] = ()) -> RunDir
     check_space(out)
     before = check_owner(out)
     mine = identity(recipe, pruned="prune" not in skip)
+    check_content(recipe, mine)
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     if before is not None and before["identity"] != mine:
         theirs = before["identity"]
@@ -121,6 +127,19 @@ def open_run(out: Path, recipe: Recipe, *, skip: tuple[str, ...] = ()) -> RunDir
         },
     )
     return RunDir(out)
+
+
+def check_content(recipe: Recipe, found: dict[str, Any]) -> None:
+    """Hold checkpoint and data against the contents that a recipe asks for.
+
+    Raises:
+        DataError: they have been changed.
+    """
+    for name in ("model", "data", "images"):
+        wanted = getattr(recipe, f"{name}_sha256")
+        if wanted is not None and found[name] != wanted:
+            raise DataError(f"{name} is not what the recipe was written for", got=found[name] or f"no {name}",
+                            expected=wanted, mend=f"restore it, or set {name}_sha256 to what was got")  # fmt: skip
 
 
 def check_owner(out: Path) -> dict[str, Any] | None:
