@@ -271,3 +271,26 @@ def test_folding_and_taking_it_back_computes_the_same(tiny, trained):
         yolo.unfold_(tiny, twin)
         assert torch.allclose(tiny(pixels)[0], twin(pixels)[0], rtol=1e-3, atol=1e-3)
     assert all(torch.isfinite(p).all() and p.abs().max() < 1e3 for p in tiny.parameters())
+
+
+def test_frozen_statistics_compute_the_same_outputs_and_gradients(tiny):
+    for module in tiny.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+            module.weight.data.normal_()
+    twin, pixels = copy.deepcopy(tiny), torch.rand(1, 3, 96, 96)
+    yolo.freeze_statistics_(twin)
+    outputs = []
+    for model in (tiny, copy.deepcopy(twin)):
+        model.requires_grad_(True)
+        raw = model(pixels)[1]
+        (raw["scores"].square().mean() + raw["boxes"].square().mean()).backward()
+        outputs.append((raw["scores"], {name: p.grad for name, p in model.named_parameters() if p.grad is not None}))
+    (scores, gradients), (same_scores, same_gradients) = outputs
+    assert torch.allclose(scores, same_scores, rtol=1e-3, atol=1e-4)
+    assert gradients.keys() == same_gradients.keys()
+    for name, gradient in gradients.items():
+        assert torch.allclose(gradient, same_gradients[name], rtol=1e-2, atol=1e-3 * float(gradient.abs().max())), name
+    yolo.freeze_statistics_(twin, False)
+    assert [type(m) for m in twin.modules()] == [type(m) for m in tiny.modules()]

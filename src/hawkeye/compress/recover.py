@@ -85,8 +85,8 @@ def recover(source: Artifact, config: RecoverConfig, *, teacher: Artifact, out: 
         return done
     imgsz = config.imgsz or source.spec.imgsz
     loaded = yolo.load_checkpoint(source.path("pytorch"))
-    model = yolo.folded(loaded.model) if config.freeze_bn else loaded.model
-    model.requires_grad_(True)
+    model = loaded.model.requires_grad_(True)
+    yolo.freeze_statistics_(model, config.freeze_bn)
     model.model[-1].dfl.requires_grad_(False)
     original = yolo.folded(yolo.load_checkpoint(teacher.path("pytorch")).model).requires_grad_(False).eval()
     original.to(config.device, memory_format=torch.channels_last)
@@ -116,9 +116,8 @@ def recover(source: Artifact, config: RecoverConfig, *, teacher: Artifact, out: 
     state = out / "training" / f"{key[:16]}.pt"
     curve, best, start = fit_(model, Source(data, data.collate), objective, judge, config, state=state, title="recover")
     target = out / "recovered.pt"
-    if config.freeze_bn:
-        yolo.unfold_(loaded.model, model.cpu())
-    yolo.save_checkpoint(target, loaded.model.cpu(), names=names, imgsz=imgsz)
+    yolo.freeze_statistics_(model, False)
+    yolo.save_checkpoint(target, model.cpu(), names=names, imgsz=imgsz)
     result = Artifact.create(
         out, {"pytorch": target}, started=started, name=source.name, stage="recover", spec=source.spec,
         params=source.params, macs=source.macs, parent_sha256=source.sha256, key=key,

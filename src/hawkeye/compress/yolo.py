@@ -318,16 +318,31 @@ def fused(model: DetectionModel) -> DetectionModel:
     return model
 
 
-def folded(model: DetectionModel) -> DetectionModel:
-    """A copy for training with frozen statistics: BatchNorm folded into the convolutions; `unfold_` takes it back.
+class _FrozenConv(Conv):
+    """Conv whose BatchNorm keeps its statistics: folded into the kernel on the fly, parameters and gradients the same.
 
-    The same function in fewer passes over memory: on two cores a step takes a fifth less time.
+    A kernel is small and a map is large: scaling the kernel instead saves passes over memory, a fifth of a training
+    step on two cores.
     """
-    model = copy.deepcopy(model).fuse(verbose=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.bn.weight * (self.bn.running_var + self.bn.eps).rsqrt()
+        bias = self.bn.bias - self.bn.running_mean * scale
+        return self.act(self.conv._conv_forward(x, self.conv.weight * scale.view(-1, 1, 1, 1), bias))
+
+
+def freeze_statistics_(model: DetectionModel, frozen: bool = True) -> None:
+    """Switch a model between the stock blocks and faster ones for training with BatchNorm's statistics as they are."""
     for module in model.modules():
+        if type(module) is (Conv if frozen else _FrozenConv):
+            module.__class__ = _FrozenConv if frozen else Conv
         if isinstance(module, nn.SiLU):
-            module.inplace = False  # in place, autograd clones the input first
-    return model
+            module.inplace = not frozen  # in place, autograd clones the input first
+
+
+def folded(model: DetectionModel) -> DetectionModel:
+    """A copy with BatchNorm folded into the convolutions."""
+    return copy.deepcopy(model).fuse(verbose=False)
 
 
 def unfold_(model: DetectionModel, trained: DetectionModel) -> None:
