@@ -58,7 +58,7 @@ def test_box_is_exact(kind: int, monkeypatch: pytest.MonkeyPatch) -> None:
     ground = -1e6
     monkeypatch.setattr(scenes, "_KINDS", (scenes._KINDS[kind],))
     monkeypatch.setattr(scenes, "_camera", lambda rng, picture: picture)
-    monkeypatch.setattr(scenes, "_background", lambda rng, side: np.full((side, side, 3), ground, np.float32))
+    monkeypatch.setattr(scenes, "draw_background", lambda rng, side: np.full((side, side, 3), ground, np.float32))
     checked = 0
     for seed in range(200):
         if int(np.random.default_rng(seed).integers(1, 9)) != 1:
@@ -83,8 +83,8 @@ def test_hidden_objects_carry_no_label_and_partly_hidden_ones_the_whole_box(monk
         drawn.append(np.array([value, side]))
         return np.full((side, side, 3), value, np.float32), np.ones((side, side), np.float32)
 
-    monkeypatch.setattr(scenes, "_object", square)
-    monkeypatch.setattr(scenes, "_background", lambda rng, side: np.zeros((side, side, 3), np.float32))
+    monkeypatch.setattr(scenes, "draw_object", square)
+    monkeypatch.setattr(scenes, "draw_background", lambda rng, side: np.zeros((side, side, 3), np.float32))
     monkeypatch.setattr(scenes, "_camera", lambda rng, picture: picture)
     dropped = kept_partly = 0
     for seed in range(60):

@@ -171,7 +171,7 @@ def _colour(rng: np.random.Generator, saturation: tuple[int, int], value: tuple[
     return np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)[0, 0], np.float32)
 
 
-def _background(rng: np.random.Generator, side: int) -> Array:
+def draw_background(rng: np.random.Generator, side: int) -> Array:
     """Gradient + cloudy texture + stripes or checks + clutter: (side, side, 3) float32 in about 0..255."""
     a, b = _colour(rng, (0, 120), (40, 230)), _colour(rng, (0, 120), (40, 230))
     axis = np.linspace(-1, 1, side, dtype=np.float32)
@@ -203,7 +203,7 @@ def _background(rng: np.random.Generator, side: int) -> Array:
     return ground
 
 
-def _object(rng: np.random.Generator, kind: int, size: float, ground: Array) -> tuple[Array, Array]:
+def draw_object(rng: np.random.Generator, kind: int, size: float, ground: Array) -> tuple[Array, Array]:
     """One object of about `size` pixels, turned and stretched: colours (h, w, 3) and alpha (h, w)."""
     _, draw, most = _KINDS[kind]
     main = _colour(rng, (90, 256), (110, 256))
@@ -248,7 +248,7 @@ def draw_scene(rng: np.random.Generator, imgsz: int = 320) -> tuple[NDArray[np.u
         picture: (imgsz, imgsz, 3) uint8 BGR.
         labels: (N, 5) float32: class, x1, y1, x2, y2 in pixels (x2 and y2 exclusive), from the drawn masks.
     """
-    canvas = _background(rng, imgsz)
+    canvas = draw_background(rng, imgsz)
     owner = np.full((imgsz, imgsz), -1, np.int16)  # which object each pixel shows
     count = int(rng.integers(1, 9))
     share = rng.beta(2.0, 1.9, count)  # few tiny, few huge
@@ -260,7 +260,7 @@ def draw_scene(rng: np.random.Generator, imgsz: int = 320) -> tuple[NDArray[np.u
         kind = int(rng.integers(len(_KINDS)))
         middle = rng.uniform(0.02, 0.98, 2) * imgsz
         at = np.clip(middle, 0, imgsz - 1).astype(int)
-        bgr, alpha = _object(rng, kind, float(size), canvas[at[1], at[0]])
+        bgr, alpha = draw_object(rng, kind, float(size), canvas[at[1], at[0]])
         left, top = (middle - len(alpha) / 2).round().astype(int).tolist()
         solid = alpha > 0.5
         area = int(solid.sum())

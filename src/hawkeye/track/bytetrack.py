@@ -4,11 +4,14 @@ Method: Zhang et al., "ByteTrack: Multi-Object Tracking by Associating Every Det
 (arXiv 2110.06864). Sure detections are matched with all tracks first, unsure ones with the tracks still in view
 afterwards, so that a half hidden object keeps its track. Motion is a Kalman filter of constant velocity over centre and
 size, its noise in proportion to the box (width and height as in BoT-SORT, Aharon et al. 2022, arXiv 2206.14651).
-Time is an argument: dropped frames are longer steps.
+One more round than in the paper: what is left over is matched with the tracks of its class in view by widened boxes, as
+in C-BIoU (Yang et al. 2023, arXiv 2211.14317), because a small object that moves by more than its own width from one
+frame to the next, or turns, has no overlap with its past. Time is an argument: dropped frames are longer steps.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import lap
@@ -24,6 +27,7 @@ Array = NDArray[np.float64]
 _STEP_S = 1 / 30  # the paper's noise is per frame of 30 per second
 _POSITION, _VELOCITY = 1 / 20, 1 / 160  # standard deviations, in box sides, as in the paper's code
 _LOW_IOU, _UNCONFIRMED_IOU = 0.5, 0.3  # the paper's further two rounds
+_NEAR_IOU = 0.3  # of widened boxes
 _EPS_S = 1e-6  # frame times are rounded
 
 
@@ -101,24 +105,28 @@ class ByteTracker:
         confirmed = self._id >= 0
         sure = np.flatnonzero(detections.score >= self.high)
         unsure = np.flatnonzero((detections.score >= self.low) & (detections.score < self.high))
-        overlap = iou_matrix(detections.xyxy, self._motion.xyxy().astype(np.float32))  # (N, T)
-        if self.class_aware:
-            overlap *= detections.class_id[:, None] == self._class[None, :]
+        boxes = self._motion.xyxy().astype(np.float32)
+        same = detections.class_id[:, None] == self._class[None, :]  # (N, T)
+        overlap = iou_matrix(detections.xyxy, boxes) * (same if self.class_aware else 1)
         fused = overlap * detections.score[:, None]
 
         track_of = np.full(len(detections), -1, np.int64)  # row in the track arrays
-        rounds = (
-            (sure, confirmed, fused, self.match_iou),
-            (unsure, confirmed & in_view, overlap, _LOW_IOU),
-            (sure, ~confirmed, fused, _UNCONFIRMED_IOU),
-        )
         free = np.ones(len(self._id), bool)
-        for rows, wanted, likeness, least in rounds:
-            rows = rows[track_of[rows] < 0]
-            columns = np.flatnonzero(wanted & free)
+
+        def match(rows: NDArray[np.int64], wanted: NDArray[np.bool_], likeness: NDArray[Any], least: float) -> None:
+            rows, columns = rows[track_of[rows] < 0], np.flatnonzero(wanted & free)
             at, track = assign(likeness[np.ix_(rows, columns)], least)
             track_of[rows[at]] = columns[track]
             free[columns[track]] = False
+
+        match(sure, confirmed, fused, self.match_iou)
+        match(unsure, confirmed & in_view, overlap, _LOW_IOU)
+        match(sure, ~confirmed, fused, _UNCONFIRMED_IOU)
+        rows, columns = sure[track_of[sure] < 0], np.flatnonzero(in_view & free)
+        if len(rows) and len(columns):  # rare, so computed for what is left only
+            near = np.zeros_like(overlap)
+            near[np.ix_(rows, columns)] = iou_matrix(widen(detections.xyxy[rows]), widen(boxes[columns]))
+            match(rows, in_view, near * same, _NEAR_IOU)
 
         matched = np.flatnonzero(track_of >= 0)
         tracks = track_of[matched]
@@ -131,12 +139,11 @@ class ByteTracker:
         born = sure[(track_of[sure] < 0) & (detections.score[sure] >= self.new)]
         track_of[born] = len(self._id) + np.arange(len(born))
         self._begin(detections[born], time_s, confirmed=first)
-        row_ids = np.where(track_of >= 0, self._id[track_of] if len(self._id) else -1, -1)
+        tracked = np.flatnonzero(track_of >= 0)
+        ids = self._id[track_of[tracked]]
         self._keep((self._id >= 0) | (self._seen_s == time_s))  # unconfirmed ones have but one chance
-        shown = np.flatnonzero(row_ids >= 0)
-        return Detections(
-            detections.xyxy[shown], detections.score[shown], detections.class_id[shown], row_ids[shown].astype(np.int64)
-        )
+        shown = tracked[ids >= 0]
+        return replace(detections[shown], track_id=ids[ids >= 0])
 
     def predicted(self, time_s: float) -> Detections:
         """Where every track, in view or lost for at most `keep_s`, is expected at `time_s`; changes nothing.
@@ -251,6 +258,13 @@ def assign(likeness: NDArray[Any], least: float) -> tuple[NDArray[np.int64], NDA
         rows = np.concatenate([rows, left_rows[paired]])
         columns = np.concatenate([columns, left_columns[of_row[paired]]])
     return rows, columns
+
+
+def widen(xyxy: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Boxes (N, 4) with a margin of their own size (the root of their area) all around."""
+    low, high = xyxy[:, :2], xyxy[:, 2:]
+    margin = np.sqrt(np.maximum(high - low, 1).prod(axis=1))[:, None]
+    return np.concatenate([low - margin, high + margin], axis=1)
 
 
 def _centre_size(xyxy: NDArray[Any]) -> Array:
