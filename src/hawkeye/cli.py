@@ -1,7 +1,7 @@
 """The `hawkeye` command: a table of commands, each imported when it is used, and one place for errors.
 
 Exit codes: 0 done and all gates passed, 1 something went wrong while working, 2 bad input, 3 a gate was missed
-(everything is written), 130 interrupted.
+(everything is written), 4 an input has changed (`plan --check`), 130 interrupted.
 """
 
 from __future__ import annotations
@@ -35,6 +35,11 @@ COMMANDS = {
     "quantize": ("hawkeye.stage_commands:quantize", "Make INT8 of an exported model."),
     "evaluate": ("hawkeye.stage_commands:evaluate", "Measure mAP on labelled pictures."),
     "benchmark": ("hawkeye.stage_commands:benchmark", "Measure latency, interleaved over models and runtimes."),
+    "plan": ("hawkeye.plan_commands:plan", "What a run would do, reuse, and take; whether its inputs have changed."),
+    "release": ("hawkeye.store_commands:release", "Put a run's detector into a model store as the released version."),
+    "rollback": ("hawkeye.store_commands:rollback", "Make an earlier version of a store the released one again."),
+    "list": ("hawkeye.store_commands:list_", "List the versions of a model store."),
+    "diff": ("hawkeye.store_commands:diff", "Tell two versions apart: figures, classes, pictures."),
     "report": ("hawkeye.commands:report", "Write the report of a run's folder again."),
     "predict": ("hawkeye.commands:predict", "Find objects in pictures."),
 }

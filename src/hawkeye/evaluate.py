@@ -95,16 +95,9 @@ def evaluate(artifact: Artifact, config: EvaluateConfig, *, runtime: RuntimeName
     dataset = load_dataset(config.data)
     check_names(dataset, artifact.spec.names)
     pictures = dataset.split(config.split)
-    fmt = file_format(runtime)
-    artifact.path(fmt)
     stem = f"{artifact.name}-{runtime}"
-    settings: dict[str, Any] = {
-        "name": artifact.name, "artifact_sha256": artifact.sha256, "file_sha256": artifact.files[fmt].sha256,
-        "format": fmt, "runtime": runtime, "dataset_sha256": content_digest(pictures), "split": config.split,
-        "imgsz": artifact.spec.imgsz, "conf": config.conf, "iou": config.iou, "max_det": config.max_det,
-        "threads": config.threads or environment.cpu_count(),
-    }  # fmt: skip
-    done = _finished(out, stem, settings)
+    settings = record_settings(artifact, config, runtime, content_digest(pictures))
+    done = finished(out, stem, settings)
     if done is not None:
         return done
     opened = load_runtime(artifact, runtime, threads=config.threads)
@@ -126,6 +119,22 @@ def evaluate(artifact: Artifact, config: EvaluateConfig, *, runtime: RuntimeName
     )
     record.save(out / f"{stem}.json")
     return record
+
+
+def record_settings(artifact: Artifact, config: EvaluateConfig, runtime: RuntimeName, content: str) -> dict[str, Any]:
+    """What makes two evaluations the same: the file, the pictures by their content hash, and the evaluator.
+
+    Raises:
+        ModelError: the artefact has no file for the runtime.
+    """
+    fmt = file_format(runtime)
+    artifact.path(fmt)
+    return {
+        "name": artifact.name, "artifact_sha256": artifact.sha256, "file_sha256": artifact.files[fmt].sha256,
+        "format": fmt, "runtime": runtime, "dataset_sha256": content, "split": config.split,
+        "imgsz": artifact.spec.imgsz, "conf": config.conf, "iou": config.iou, "max_det": config.max_det,
+        "threads": config.threads or environment.cpu_count(),
+    }  # fmt: skip
 
 
 def file_format(runtime: RuntimeName) -> Format:
@@ -337,7 +346,8 @@ def paired_drop(
     return (base.map50 - other.map50) * 100, float(low), float(high)
 
 
-def _finished(out: Path, stem: str, settings: dict[str, Any]) -> AccuracyRecord | None:
+def finished(out: Path, stem: str, settings: dict[str, Any]) -> AccuracyRecord | None:
+    """The record of exactly this evaluation with these versions, if it was made before."""
     path = out / f"{stem}.json"
     if not path.is_file():
         return None

@@ -151,6 +151,21 @@ def preflight(recipe: Recipe, out: Path, plan: Sequence[str], until: str | None,
     Raises:
         InputError: of the kind that fits.
     """
+    check_space(out)
+    check_owner(out)
+    dataset = check_inputs(recipe, plan)
+    assert recipe.model is not None  # check_inputs saw to it
+    names = stages.class_names(recipe.model)
+    if dataset is not None and dataset.names != names:
+        check_names(dataset, names)
+
+
+def check_inputs(recipe: Recipe, plan: Sequence[str]) -> Dataset | None:
+    """Everything that can be told of a recipe without torch and without its folder; returns the labelled data.
+
+    Raises:
+        InputError: of the kind that fits.
+    """
     if recipe.model is None:
         raise ConfigError("no model", expected="the checkpoint (.pt) of a trained detector",
                           mend="hawkeye optimize MODEL ..., or `model` in the recipe")  # fmt: skip
@@ -158,15 +173,10 @@ def preflight(recipe: Recipe, out: Path, plan: Sequence[str], until: str | None,
         raise CheckpointError("no such checkpoint", got=recipe.model, expected="a .pt file of a trained detector")
     if "prune" in plan:
         check_bounds(recipe)
-    check_space(out)
-    check_owner(out)
     target(row_names(plan), recipe.gates.row)
     if recipe.store is not None:
         open_store(recipe.store).current()  # before hours of work, not after them
-    dataset = check_data(recipe)
-    names = stages.class_names(recipe.model)
-    if dataset is not None and dataset.names != names:
-        check_names(dataset, names)
+    return check_data(recipe)
 
 
 def row_names(plan: Sequence[str]) -> tuple[str, ...]:

@@ -19,12 +19,13 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from hawkeye import __version__, artifact
+from hawkeye import __version__, artifact, keys
 from hawkeye.artifact import Artifact, ModelSpec
 from hawkeye.config import ExportConfig
-from hawkeye.data import content_digest, read_image, sample, training_images
+from hawkeye.data import read_image
 from hawkeye.errors import ExportError, MissingExtraError
 from hawkeye.geometry import Letterbox
+from hawkeye.keys import PARITY_PICTURES
 from hawkeye.progress import progress
 
 try:
@@ -40,7 +41,6 @@ except ImportError as error:
     raise MissingExtraError("compress", error.name or "onnx") from error
 
 INPUT, OUTPUT = "images", "output0"
-PARITY_PICTURES = 4
 # What makes an exported detector differ from PyTorch: Infer(canvases (N, 3, H, W)) -> (N, 4 + nc, A).
 Infer = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
@@ -65,11 +65,7 @@ def export(source: Artifact | Path, config: ExportConfig, *, out: Path) -> Artif
     imgsz = config.imgsz or (source.spec.imgsz if isinstance(source, Artifact) else checkpoint.imgsz)
     name = source.name if isinstance(source, Artifact) else "original"
     parent = source.sha256 if isinstance(source, Artifact) else None
-    pictures = parity_pictures(config.data, config.images, config.seed)
-    settings = config.model_dump(mode="json", exclude={"data", "images"})
-    key = artifact.digest(
-        "export", name, imgsz, artifact.file_sha256(path), settings, content_digest(pictures), __version__
-    )
+    pictures, key = keys.export(artifact.file_sha256(path), name, imgsz, config)
     if (done := artifact.reuse(out, key)) is not None:
         return done
 
@@ -100,7 +96,7 @@ def export(source: Artifact | Path, config: ExportConfig, *, out: Path) -> Artif
         "dynamic": config.dynamic,
     }
     return Artifact.create(out, files, started=started, name=name, stage="export", spec=spec, params=params, macs=macs,
-                           parent_sha256=parent, key=key, config=settings, seed=config.seed,
+                           parent_sha256=parent, key=key, config=keys.settings(config), seed=config.seed,
                            details=details)  # fmt: skip
 
 
@@ -256,14 +252,6 @@ def save_openvino(model: openvino.Model, out: Path, name: str, facts: dict[str, 
                           mend="is the disk full?") from error  # fmt: skip
     artifact.write_bytes(folder / "metadata.yaml", yaml.safe_dump(facts, sort_keys=False, allow_unicode=True).encode())
     return path
-
-
-def parity_pictures(data: Path | None, images: Path | None, seed: int) -> list[Path]:
-    """A few training pictures to compare on; none where neither a data set nor a folder was named."""
-    if data is None and images is None:
-        return []
-    labelled, unlabelled = training_images(data, images)
-    return sample([*labelled, *unlabelled], PARITY_PICTURES, seed)
 
 
 def canvas_of(path: Path, imgsz: int) -> NDArray[np.float32]:

@@ -11,15 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hawkeye import __version__, artifact
+from hawkeye import artifact, keys
 from hawkeye.artifact import Artifact
 from hawkeye.compress import yolo
 from hawkeye.compress.allocate import Cost, Scorer, allocate, check_reachable
 from hawkeye.compress.groups import Group, cut_, find_groups, merge_c2f_, split_c2f_
 from hawkeye.compress.saliency import ObsScorer, StaticScorer, collect
 from hawkeye.config import PruneConfig
-from hawkeye.data import content_digest, read_image, sample, training_images
-from hawkeye.errors import BoundsError, DataError, RunDirError
+from hawkeye.data import read_image
+from hawkeye.errors import BoundsError, RunDirError
 from hawkeye.geometry import Letterbox
 from hawkeye.progress import progress, say
 
@@ -46,13 +46,7 @@ def prune(source: Artifact | Path, config: PruneConfig, *, out: Path) -> Artifac
     started = time.perf_counter()
     _check_bounds(config)
     base = _as_original(source, config, out)
-    labelled, unlabelled = training_images(config.data, config.images)
-    if config.method == "taylor" and not labelled:
-        raise DataError("taylor needs labels", got="--images only", expected="--data", mend="use --method obs")
-    pictures = sample(labelled + unlabelled if config.method == "obs" else labelled or unlabelled,
-                      config.samples, config.seed)  # fmt: skip
-    settings = config.model_dump(mode="json", exclude={"data", "images", "device"})
-    key = artifact.digest("prune", base.sha256, settings, content_digest(pictures), __version__)
+    pictures, key = keys.prune(base.sha256, config)
     if (done := artifact.reuse(out, key)) is not None:
         return done
 

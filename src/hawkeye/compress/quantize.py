@@ -20,12 +20,11 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from hawkeye import __version__, artifact, environment
+from hawkeye import artifact, environment, keys
 from hawkeye.artifact import Artifact
 from hawkeye.compress.export import (
     INPUT,
     OUTPUT,
-    PARITY_PICTURES,
     canvas_of,
     metadata,
     onnx_infer,
@@ -34,8 +33,8 @@ from hawkeye.compress.export import (
     save_openvino,
 )
 from hawkeye.config import QuantizeConfig
-from hawkeye.data import content_digest, sample, training_images
-from hawkeye.errors import ConfigError, DataError, ExportError, MissingExtraError
+from hawkeye.errors import ConfigError, ExportError, MissingExtraError
+from hawkeye.keys import ENOUGH, PARITY_PICTURES
 from hawkeye.progress import Task, progress, say
 
 os.environ.setdefault("NNCF_CI", "1")  # the one switch that keeps NNCF from sending usage statistics
@@ -47,7 +46,6 @@ try:
 except ImportError as error:
     raise MissingExtraError("compress", error.name or "nncf") from error
 
-FEWEST, ENOUGH = 10, 300  # calibration pictures: below the first it is an error, below the second a warning
 AGREEMENT = 0.2  # mean score difference allowed between both INT8 files, over candidates above CONFIDENT in either
 CONFIDENT = 0.25
 _MOVERS = ("Slice", "Split", "Concat", "Resize", "MaxPool", "Reshape", "Transpose", "Identity")
@@ -76,9 +74,7 @@ def quantize(source: Artifact, config: QuantizeConfig, *, out: Path) -> Artifact
     if config.imgsz not in (None, spec.imgsz):
         raise ConfigError("the export has another input size", got=config.imgsz, expected=spec.imgsz,
                           mend="export at that size first")  # fmt: skip
-    pictures = calibration_pictures(config)
-    settings = config.model_dump(mode="json", exclude={"data", "images"})
-    key = artifact.digest("quantize", source.sha256, settings, content_digest(pictures), __version__)
+    pictures, key = keys.quantize(source.sha256, config)
     if (done := artifact.reuse(out, key)) is not None:
         return done
 
@@ -137,23 +133,8 @@ def quantize(source: Artifact, config: QuantizeConfig, *, out: Path) -> Artifact
         "warnings": warnings,
     }
     return Artifact.create(out, files, started=started, name=name, stage="quantize", spec=spec, params=source.params,
-                           macs=source.macs, parent_sha256=source.sha256, key=key, config=settings, seed=config.seed,
-                           details=details)  # fmt: skip
-
-
-def calibration_pictures(config: QuantizeConfig) -> list[Path]:
-    """Training pictures to calibrate on, labelled and unlabelled ones alike.
-
-    Raises:
-        DataError: fewer than 10, or no place named.
-    """
-    labelled, unlabelled = training_images(config.data, config.images)
-    pictures = sample([*labelled, *unlabelled], config.samples, config.seed)
-    if len(pictures) < FEWEST:
-        raise DataError("too few pictures to calibrate on", got=len(pictures),
-                        expected=f"at least {FEWEST}, better {ENOUGH}",
-                        mend="give --images a folder of typical pictures; they need no labels")  # fmt: skip
-    return pictures
+                           macs=source.macs, parent_sha256=source.sha256, key=key, config=keys.settings(config),
+                           seed=config.seed, details=details)  # fmt: skip
 
 
 def _warnings(pictures: int) -> list[str]:
