@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hawkeye import compare, gates, report
+from hawkeye import compare, gates
 from hawkeye.artifact import Artifact, write_bytes
 from hawkeye.data import read_image
 from hawkeye.detections import Detections
@@ -22,6 +22,7 @@ from hawkeye.geometry import iou_matrix
 from hawkeye.progress import progress
 from hawkeye.records import AccuracyRecord
 from hawkeye.release import lineage
+from hawkeye.report import collect
 from hawkeye.store import MODEL, open_store
 
 CONF = 0.25  # what a user of the detector sees; the records hold everything from 0.001 on
@@ -54,7 +55,7 @@ def side(name: str, store: str | None) -> Side:
     """
     if (Path(name) / "run.json").is_file():
         run = Path(name)
-        table = report.collect(run)
+        table = collect(run)
         recipe = json.loads((run / "run.json").read_text())["recipe"]
         row = gates.target([line["name"] for line in table["rows"]], recipe["gates"].get("row"))
         return _side(name, table, row, lineage(run, row)[-1], run / "records" / "accuracy")

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hawkeye import __version__, gates, report
+from hawkeye import __version__, gates
 from hawkeye.artifact import RECORD, Artifact, digest, file_sha256, write_bytes, write_json
 from hawkeye.errors import ModelError, RunDirError, StoreError
 from hawkeye.progress import say
+from hawkeye.report import FOLDERS, collect
 from hawkeye.store import MODEL, Link, Release, Store, StoredFile, Version, open_store, version_hash
 
 AGPL = "AGPL-3.0"
@@ -57,7 +58,7 @@ def release(
     """
     opened = open_store(store)
     current = opened.current()
-    table = report.collect(run, row=row)
+    table = collect(run, row=row)
     head = json.loads((run / "run.json").read_text()) if (run / "run.json").is_file() else {}
     if not head:
         raise RunDirError(f"{run} is not the folder of a run", got="no run.json",
@@ -118,7 +119,7 @@ def lineage(run: Path, row: str) -> list[Artifact]:
     Raises:
         ModelError: the row is not made, a file has been changed, or an ancestor is not in the run.
     """
-    found = [Artifact.load(run / folder) for folder in report.FOLDERS if (run / folder / RECORD).is_file()]
+    found = [Artifact.load(run / folder) for folder in FOLDERS if (run / folder / RECORD).is_file()]
     at = max((i for i, a in enumerate(found) if a.name == row and "openvino" in a.files), default=None)
     if at is None:
         raise ModelError(f"{run} has no finished {row}", got=", ".join(sorted({a.name for a in found})) or "nothing",

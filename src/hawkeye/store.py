@@ -173,7 +173,10 @@ class Store:
                 raise StoreError(f"nothing is released in {self.url}", mend="hawkeye release RUN --store STORE")
             name = current.version
         elif name == "previous":
-            name = self.before().version
+            current = self.current()
+            if current is None or current.previous is None:
+                raise StoreError(f"no version was released in {self.url} before this one")
+            name = current.previous
         names = self.files.names("versions")
         if name not in names:
             near = [n for n in names if n.startswith(name) or n.rpartition("-")[2].startswith(name)]
@@ -196,7 +199,7 @@ class Store:
         history = self.history()
         first = next((i for i, entry in enumerate(history) if entry.version == history[-1].version), 0)
         if first == 0:
-            raise StoreError(f"{self.url} has no release to go back to", got=f"{len(history)} releases")
+            raise StoreError(f"{self.url} has no release to go back to", got=f"{len(history)} entries in its log")
         return history[first - 1]
 
     def add(self, version: Version, source: Path) -> Version:

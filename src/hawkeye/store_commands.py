@@ -112,7 +112,7 @@ def list_(
 
 def _line(version: Version, current: str | None, log: list[Release]) -> dict[str, Any]:
     word = "released" if version.id == current else "" if any(e.version == version.id for e in log) else "never released"  # fmt: skip # noqa: E501
-    verdict = "passed" if version.passed else f"missed: {version.despite}"
+    verdict = "none" if not version.gates else "passed" if version.passed else f"missed: {version.despite}"
     drop, against = (version.gates.get(name, {}).get("value") for name in ("max_drop", "released_drop"))
     return {"version": version.id, "": word, "created": version.created, "drop": drop,
             "drop against released": against, "gates": verdict, "licence": version.licence}  # fmt: skip

@@ -18,6 +18,7 @@ from hawkeye.errors import ConfigError, InputError, ModelError
 from hawkeye.geometry import Letterbox
 from hawkeye.records import RuntimeName
 from hawkeye.runtime import Runtime, load_runtime, open_file
+from hawkeye.store import is_store, released
 
 # Where `hawkeye optimize` puts its results, the best for use first.
 _BEST = ("4-quantize/pruned", "3-export/pruned", "4-quantize/original", "3-export/original")
@@ -28,7 +29,8 @@ class Detector:
 
     Args:
         source: the folder of a run (its best finished result is taken), the folder of an artefact, a stock
-            `*_openvino_model` folder, an .xml or an .onnx file, or an artefact itself.
+            `*_openvino_model` folder, an .xml or an .onnx file, a model store (its released version is taken; a folder,
+            or a URL such as `s3://bucket/models`), or an artefact itself.
         runtime: left out, OpenVINO where there is an IR, with the precision that the file holds.
         imgsz: side of the network's input in pixels; left out, the model's own. One network is compiled for it.
         conf: detections must score more than this.
@@ -73,7 +75,7 @@ class Detector:
                                        ("max_det", max_det, 1, 100_000)):  # fmt: skip
             if not low <= value <= high:  # NaN is between nothing
                 raise ConfigError(f"{name} cannot be used", got=value, expected=f"{low} to {high}")
-        self.source = source.root if isinstance(source, Artifact) else Path(source)
+        self.source = source.root if isinstance(source, Artifact) else local(source)
         cache_dir = environment.cache_dir("openvino") if cache else None
         opened = source if isinstance(source, Artifact) else self.source
         self.runtime = open_source(opened, runtime=runtime, threads=threads, imgsz=imgsz, cache_dir=cache_dir)
@@ -143,6 +145,15 @@ def class_indices(wanted: Sequence[int | str], names: Sequence[str]) -> tuple[in
                               mend=f"did you mean {near[0]!r}?" if near else None)  # fmt: skip
         found.append(index)
     return tuple(found)
+
+
+def local(source: str | Path) -> Path:
+    """Where a model that somebody named lies: the released version of a model store, or the path itself.
+
+    Raises:
+        StoreError: a store that cannot be reached, or has nothing released.
+    """
+    return released(source) if "://" in str(source) or is_store(Path(source)) else Path(source)
 
 
 def open_source(
