@@ -12,7 +12,9 @@ import pytest
 import tiny_ir
 from hawkeye.detections import Detections
 from hawkeye.errors import DataError
-from hawkeye.predict import draw, find_pictures, predict
+from hawkeye.outputs import draw
+from hawkeye.predict import predict
+from hawkeye.runtime.source import find_sources
 
 
 @pytest.fixture
@@ -39,11 +41,12 @@ def test_folder(tmp_path, pictures):
 
 
 def test_file_pattern_and_nothing(tmp_path, pictures):
-    assert find_pictures(pictures / "a.png") == ([pictures / "a.png"], pictures)
-    found, base = find_pictures(str(pictures / "**/*.png"))
-    assert (len(found), base) == (2, pictures)
+    (one,) = find_sources([pictures / "a.png"])
+    assert (one.pictures, one.base) == ((pictures / "a.png",), pictures)
+    (some,) = find_sources([str(pictures / "**/*.png")])
+    assert (len(some.pictures), some.base) == (2, pictures)
     with pytest.raises(DataError, match="no pictures"):
-        find_pictures(tmp_path / "none/*.jpg")
+        find_sources([tmp_path / "none/*.jpg"])
 
 
 def test_unreadable_pictures(tmp_path, pictures):

@@ -32,7 +32,6 @@ from hawkeye.options import (
     Size,
     Steps,
     Summary,
-    Threads,
     about,
     given,
 )
@@ -212,30 +211,3 @@ def report(
         return
     print(run_table(result))
     print(f"report: {run / 'report.html'}")
-
-
-def predict(
-    source: Annotated[str, Parameter(help="A picture, a folder of pictures, or a pattern such as 'shots/*.jpg'.")],
-    /,
-    *,
-    model: Annotated[Path, Parameter(help="Folder of a run or an artefact, an .xml or an .onnx file.")],
-    out: Out = Path("runs/predict"),
-    conf: Annotated[float, Parameter(help="Detections must score more than this.")] = 0.25,
-    iou: Annotated[float, Parameter(help="Overlap above which the weaker of two boxes is dropped.")] = 0.7,
-    threads: Threads = None,
-    pictures: Annotated[bool, Parameter(help="Draw the boxes.")] = True,
-) -> None:
-    """Find objects in pictures: pictures with boxes, and predictions.jsonl with one line per picture.
-
-    For example:
-
-        hawkeye predict street.jpg --model runs/first --out found
-
-        hawkeye predict pictures/ --model runs/first/4-quantize/pruned --conf 0.4 --no-pictures
-    """
-    from hawkeye import predict as module
-
-    done = module.predict(model, source, out=out, conf=conf, iou=iou, threads=threads or 0, draw_pictures=pictures)
-    skipped = f", {len(done.skipped)} could not be read" if done.skipped else ""
-    print(f"{done.detections} objects in {done.images} pictures{skipped}")
-    print(done.results)

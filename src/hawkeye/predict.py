@@ -1,27 +1,33 @@
-"""Pictures in, annotated pictures and one JSON line per picture out."""
+"""`predict` and `count`: sources in; boxes, tracks and counts out, as files."""
 
 from __future__ import annotations
 
-import colorsys
-import glob
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-import cv2
-import numpy as np
-from numpy.typing import NDArray
-
-from hawkeye.artifact import Artifact, write_bytes
-from hawkeye.data import IMAGE_SUFFIXES, MAX_UNREADABLE, list_images, read_image
-from hawkeye.detections import Detections
-from hawkeye.errors import DataError
-from hawkeye.progress import progress
-from hawkeye.records import RuntimeName
-from hawkeye.runtime.detector import Detector
+from hawkeye.artifact import Artifact, write_json
+from hawkeye.data import readable
+from hawkeye.live import LiveSession, StreamStatus
+from hawkeye.outputs import DetectionsCsv, EventsCsv, JsonLines, Output, Pictures, Videos
+from hawkeye.progress import progress, say
+from hawkeye.runtime.choice import EngineKind, open_engine
+from hawkeye.runtime.source import Source, find_sources
+from hawkeye.runtime.stream import Stream
+from hawkeye.track.rules import Rule, Zone
+from hawkeye.track.series import check_format
 
 RESULTS = "predictions.jsonl"
+EVENTS, COUNTS = "events.csv", "counts.json"
+_FEW_FRAMES = 200  # with fewer, measuring which engine is better takes longer than the work
+_SHOW_EVERY_S = 0.2
+# Everything that appears, where no rule was given. Its centre, because many an object stands on the lower edge.
+EVERYWHERE = Zone("picture", ((0.0, 0.0), (1.0, 0.0), (1.0, 1.0), (0.0, 1.0)), anchor="centre")
 
 
 @dataclass(frozen=True)
@@ -29,127 +35,236 @@ class Prediction:
     """What `predict` did.
 
     Attributes:
-        results: the JSON-lines file: one object per picture, with `image`, `width`, `height` and `detections`, each
-            with `class_id`, `name`, `score` and `xyxy` in pixels.
+        results: the JSON-lines file; see `outputs.JsonLines`.
         pictures: annotated pictures, in the order of the lines; empty where none were asked for.
-        images: pictures that were looked at.
+        videos: annotated videos.
+        images: pictures and frames that were looked at.
         skipped: pictures that could not be read.
         detections: how many objects in all.
+        streams: how each source ended.
+        interrupted: somebody stopped it.
+        engine: how the network ran.
     """
 
     results: Path
     pictures: tuple[Path, ...]
+    videos: tuple[Path, ...]
     images: int
     skipped: tuple[Path, ...]
     detections: int
+    streams: tuple[StreamStatus, ...]
+    interrupted: bool
+    engine: str
+
+
+@dataclass(frozen=True)
+class Counting:
+    """What `count` did.
+
+    Attributes:
+        counts: totals and state of each source, JSON.
+        events: one row for each thing counted, CSV.
+        series: time series of each source.
+        videos: annotated videos; empty where none were asked for.
+        streams: how each source ended, with its totals.
+        interrupted: somebody stopped it.
+        engine: how the network ran.
+    """
+
+    counts: Path
+    events: Path
+    series: tuple[Path, ...]
+    videos: tuple[Path, ...]
+    streams: tuple[StreamStatus, ...]
+    interrupted: bool
+    engine: str
 
 
 def predict(
     source: str | Path | Artifact,
-    pictures: str | Path,
+    pictures: str | Path | Sequence[str | Path],
     *,
     out: Path,
-    runtime: RuntimeName | None = None,
-    conf: float = 0.25,
-    iou: float = 0.7,
-    threads: int = 0,
-    max_det: int = 300,
-    draw_pictures: bool = True,
+    draw_pictures: bool | None = True,
+    table: bool = False,
+    realtime: bool = False,
+    engine: EngineKind = "auto",
+    resolution: str | None = None,
+    **options: Any,
 ) -> Prediction:
-    """Detect in a picture, a folder of pictures, or all that a glob pattern such as `shots/*.jpg` matches.
+    """Detect in pictures, videos, cameras and addresses.
 
     Args:
         source: model, as `Detector` takes it.
-        out: folder for `predictions.jsonl` and the annotated pictures; those keep their place below a folder.
+        pictures: one source or several; see `runtime.source.find_sources`.
+        out: folder for `predictions.jsonl`, annotated pictures in `pictures/` and videos in `videos/`.
+        draw_pictures: draw boxes; None leaves out live sources, whose recording would have no end.
+        table: also write `detections.csv`.
+        realtime: play videos at their own speed, and drop frames as a camera would.
+        engine, resolution, options: see `runtime.choice.open_engine`.
 
     Raises:
-        DataError: nothing there, or more than 10 % of it cannot be read.
+        DataError: nothing there, more than 10 % of the pictures cannot be read, or every source failed.
         ModelError: the model cannot be used.
     """
-    paths, base = find_pictures(pictures)
-    detector = Detector(source, runtime=runtime, conf=conf, iou=iou, threads=threads, max_det=max_det)
-    lines: list[str] = []
-    drawn: list[Path] = []
-    skipped: list[Path] = []
-    total = 0
-    with progress("detecting", len(paths)) as task:
-        for path in paths:
-            try:
-                image = read_image(path)
-            except DataError:
-                skipped.append(path)
-                if len(skipped) > MAX_UNREADABLE * len(paths):
-                    raise
-                task.advance()
-                continue
-            found = detector(image)
-            total += len(found)
-            height, width = image.shape[:2]
-            lines.append(json.dumps({"image": str(path), "width": width, "height": height,
-                                     "detections": found.to_records(detector.names)}, ensure_ascii=False))  # fmt: skip
-            if draw_pictures:
-                place = path.relative_to(base)
-                # The whole name stays in it: a.png and a.jpg of one folder must not end in one file.
-                target = out / "pictures" / place.with_name(place.name + ".jpg")
-                write_bytes(target, encode_jpeg(draw(image, found, detector.names)))
-                drawn.append(target)
-            task.advance(note=f"{len(found)} found")
-    write_bytes(out / RESULTS, "".join(line + "\n" for line in lines).encode())
-    return Prediction(out / RESULTS, tuple(drawn), len(lines), tuple(skipped), total)
+    sources = _sources(pictures)
+    runner, names, words = open_engine(source, kind=engine, resolution=resolution,
+                                       worth_measuring=_much(sources), **options)  # fmt: skip
+    drawn, videos = Pictures(out / "pictures"), Videos(out / "videos", live=draw_pictures is True)
+    counter = _Total()
+    outputs: list[Output] = [JsonLines(out / RESULTS), counter]
+    outputs += [DetectionsCsv(out / "detections.csv")] if table else []
+    outputs += [] if draw_pictures is False else [drawn, videos]
+    session = LiveSession(runner, names, outputs=outputs)
+    streams = [Stream(item, realtime=realtime) for item in sources]
+    _work(session, streams, "detecting", words)
+    return Prediction(
+        out / RESULTS, tuple(drawn.files), tuple(videos.files), counter.frames,
+        tuple(path for stream in streams for path in stream.skipped), counter.objects, tuple(session.status()),
+        session.stopped_early, words,
+    )  # fmt: skip
 
 
-def find_pictures(what: str | Path) -> tuple[list[Path], Path]:
-    """Pictures that a path, folder or glob pattern means, sorted, and the folder that they lie below.
+def count(
+    source: str | Path | Artifact,
+    sources: str | Path | Sequence[str | Path],
+    *,
+    out: Path,
+    rules: Sequence[Rule] = (),
+    bucket_s: float = 60.0,
+    formats: Sequence[str] = ("csv",),
+    draw_video: bool = False,
+    fps: float = 25.0,
+    realtime: bool = False,
+    engine: EngineKind = "auto",
+    resolution: str | None = None,
+    **options: Any,
+) -> Counting:
+    """Count what crosses lines and enters zones in pictures in order, videos, cameras and addresses.
+
+    Args:
+        source: model, as `Detector` takes it.
+        sources: one or several; see `runtime.source.find_sources`.
+        out: folder for `counts.json`, `events.csv`, a time series for each source, and `videos/`.
+        rules: lines and zones for every source; none counts all that appears.
+        bucket_s: length of the spans of the time series in seconds.
+        formats: of the time series: csv, json, parquet.
+        draw_video: annotated videos of all sources, live ones too.
+        fps: frames per second of pictures.
+        realtime, engine, resolution, options: as `predict`.
 
     Raises:
-        DataError: there are none.
+        DataError: nothing there, or every source failed.
+        ModelError: the model cannot be used.
+        ConfigError: a rule does not fit the picture or the model, or there is no such format.
     """
-    path = Path(what)
-    if path.is_dir():
-        found, base = list_images(path), path
-    elif path.is_file():
-        return [path], path.parent
-    else:
-        # Not Path.glob: that takes no absolute patterns.
-        found = sorted(p for p in map(Path, glob.glob(str(what), recursive=True))  # noqa: PTH207
-                       if p.is_file() and p.suffix.lower() in IMAGE_SUFFIXES)  # fmt: skip
-        fixed = [i for i, part in enumerate(path.parts) if glob.has_magic(part)]
-        base = Path(*path.parts[: fixed[0]]) if fixed else path.parent
-    if not found:
-        raise DataError("no pictures to look at", got=what, expected="a picture, a folder of pictures, or a pattern",
-                        mend=f"kinds that can be read: {' '.join(sorted(IMAGE_SUFFIXES))}")  # fmt: skip
-    return found, base
+    for kind in formats:
+        check_format(Path(f"x.{kind}"))
+    found = _sources(sources)
+    # The tracker also wants what is hardly seen: it prolongs tracks and begins none.
+    options = {"conf": 0.1, **options}
+    runner, names, words = open_engine(source, kind=engine, resolution=resolution, worth_measuring=_much(found),
+                                       **options)  # fmt: skip
+    videos = Videos(out / "videos", live=True)
+    outputs: list[Output] = [EventsCsv(out / EVENTS), *([videos] if draw_video else [])]
+    session = LiveSession(runner, names, outputs=outputs, bucket_s=bucket_s)
+    _work(session, [Stream(item, realtime=realtime, fps=fps) for item in found], "counting", words,
+          rules=rules or (EVERYWHERE,))  # fmt: skip
+    written = []
+    for status in session.status():
+        series = session.series(status.name)
+        for kind in formats if series else ():
+            written.append(out / f"series{f'-{status.name}' if len(found) > 1 else ''}.{kind}")
+            series.write(written[-1])  # type: ignore[union-attr]
+    streams = tuple(session.status())
+    write_json(out / COUNTS, {"interrupted": session.stopped_early, "engine": words,
+                              "streams": [asdict(status) for status in streams]})  # fmt: skip
+    return Counting(out / COUNTS, out / EVENTS, tuple(written), tuple(videos.files), streams, session.stopped_early,
+                    words)  # fmt: skip
 
 
-def draw(image: NDArray[np.uint8], found: Detections, names: Sequence[str]) -> NDArray[np.uint8]:
-    """A copy of a picture (H, W, 3) BGR with boxes, class names and scores; strokes grow with the picture."""
-    canvas = image.copy()
-    height, width = image.shape[:2]
-    stroke = max(1, round((height + width) / 600))
-    scale = max(0.4, stroke / 3)
-    for box, score, cls in zip(found.xyxy, found.score, found.class_id, strict=True):
-        x1, y1, x2, y2 = (int(round(float(v))) for v in box)
-        colour = _colour(int(cls))
-        cv2.rectangle(canvas, (x1, y1), (x2, y2), colour, stroke, cv2.LINE_AA)
-        text = f"{names[cls]} {score:.2f}"
-        (text_width, text_height), below = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
-        top = max(0, y1 - text_height - below - 2)
-        left = max(0, min(x1, width - text_width - 2))
-        corner = (left + text_width + 2, top + text_height + below + 2)
-        cv2.rectangle(canvas, (left, top), corner, colour, cv2.FILLED)
-        dark = sum(colour) < 380
-        cv2.putText(canvas, text, (left + 1, top + text_height + 1), cv2.FONT_HERSHEY_SIMPLEX, scale,
-                    (255, 255, 255) if dark else (0, 0, 0), 1, cv2.LINE_AA)  # fmt: skip
-    return canvas
+def _sources(named: str | Path | Sequence[str | Path]) -> list[Source]:
+    found = find_sources([named] if isinstance(named, str | Path) else named)
+    for source in found:
+        if len(source.pictures) > 1:
+            readable(source.pictures)  # a folder of rubbish is told before the model is opened
+    return found
 
 
-def encode_jpeg(image: NDArray[np.uint8], quality: int = 90) -> bytes:
-    """JPEG bytes of a picture (H, W, 3) BGR."""
-    content: bytes = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
-    return content
+def _much(sources: Sequence[Source]) -> bool:
+    return any(source.kind != "pictures" for source in sources) or sum(len(s.pictures) for s in sources) > _FEW_FRAMES
 
 
-def _colour(cls: int) -> tuple[int, int, int]:
-    """A BGR colour per class; steps of the golden ratio keep neighbours apart."""
-    red, green, blue = colorsys.hsv_to_rgb(cls * 0.618034 % 1.0, 0.75, 0.95)
-    return round(blue * 255), round(green * 255), round(red * 255)
+def _work(
+    session: LiveSession, streams: Sequence[Stream], title: str, words: str, *, rules: Sequence[Rule] = ()
+) -> None:
+    """Run a session to its end with a progress bar; a signal ends it early and cleanly."""
+    if any(stream.source.kind != "pictures" for stream in streams):
+        say(f"engine: {words}")
+    shown = [0.0, 0.0]  # when, and how many frames were done
+    with stop_on_signals(session), progress(title, sum(stream.total for stream in streams) or None) as task:
+
+        def watch() -> None:
+            now = time.monotonic()
+            if now - shown[0] < _SHOW_EVERY_S:
+                return
+            rows = session.status()
+            done = sum(row.done + row.skipped + row.lost for row in rows)
+            ends = all(row.total or row.state == "failed" for row in rows)
+            task.advance(done - shown[1], _note(rows), total=sum(row.total for row in rows) if ends else None)
+            shown[:] = [now, done]
+
+        for stream in streams:
+            session.add(stream, rules)
+        session.run(watch=watch)
+        shown[0] = 0.0
+        watch()
+    failures = session.failures()
+    if failures and len(failures) == len(streams):
+        raise failures[0]
+
+
+def _note(rows: Sequence[StreamStatus]) -> str:
+    parts = [f"{sum(row.fps_done for row in rows):.1f} fps", f"queue {sum(row.waiting for row in rows)}",
+             f"{sum(row.drops for row in rows)} dropped"]  # fmt: skip
+    parts += [f"{row.name}: {row.state}" for row in rows if row.state not in ("live", "ended", "connecting")][:3]
+    return ", ".join(parts)
+
+
+@contextmanager
+def stop_on_signals(session: LiveSession) -> Iterator[None]:
+    """Ctrl-C and SIGTERM end a session cleanly while the block runs; a second Ctrl-C ends it at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {kind: signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)}
+
+    def stop(kind: int, _: Any) -> None:
+        if session.stopped and kind == signal.SIGINT:
+            raise KeyboardInterrupt
+        session.stop()
+
+    for kind in before:
+        signal.signal(kind, stop)
+    try:
+        yield
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+
+
+class _Total:
+    """Adds up what was found; see `outputs.Output`."""
+
+    def __init__(self) -> None:
+        self.frames = self.objects = 0
+
+    def write(self, result: Any) -> None:
+        self.frames += 1
+        self.objects += len(result.found)
+
+    def state(self, *_: Any) -> None:
+        """Not a frame."""
+
+    def close(self, *, finished: bool) -> None:
+        """Nothing is open."""

@@ -10,7 +10,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -22,33 +22,14 @@ from hawkeye.decode import decode
 from hawkeye.detections import Detections
 from hawkeye.errors import HawkeyeError
 from hawkeye.geometry import Letterbox
+from hawkeye.runtime.resolution import Policy
 
 _RESTARTS_IN_A_ROW = 3
-# Asynchronous work delays each frame, so it must be worth it.
-_CLEARLY_FASTER = 1.05
+_CLOSE_S = 0.5
 
 
 class EngineError(HawkeyeError):
     """The runtime hangs or fails again and again."""
-
-
-class Policy(Protocol):
-    """Turns a picture into detections; see `runtime.resolution`.
-
-    Attributes:
-        names: class names by index.
-        timings: milliseconds of the last frame, by stage.
-    """
-
-    @property
-    def names(self) -> tuple[str, ...]: ...  # noqa: D102
-
-    @property
-    def timings(self) -> Mapping[str, float]: ...  # noqa: D102
-
-    def __call__(self, image: NDArray[np.uint8], expected: Detections | None) -> Detections:
-        """Detections in picture pixels; `expected` are objects that should be there, where that is known."""
-        ...
 
 
 @dataclass(eq=False)
@@ -58,6 +39,7 @@ class Job:
     Attributes:
         image: (H, W, 3) uint8 BGR.
         expected: tracked objects at this moment, for policies that look there.
+        key: name of the stream that it is from.
         tag: whatever the caller wants to find it by.
         found: the detections, or None where the runtime failed on this frame.
         error: why it failed; empty when it did not.
@@ -66,6 +48,7 @@ class Job:
 
     image: NDArray[np.uint8]
     expected: Detections | None = None
+    key: str = ""
     tag: Any = None
     found: Detections | None = None
     error: str = ""
@@ -100,12 +83,16 @@ class Backend(Protocol):
 
 
 class SyncBackend:
-    """One job at a time with all threads on it; it lives in a thread of its own so that a hang can be noticed."""
+    """One job at a time with all threads on it; it lives in a thread of its own so that a hang can be noticed.
+
+    Args:
+        policy_for: the policy of a stream by its name. Some remember the frames before, so streams must not share them.
+    """
 
     name, capacity = "sync", 1
 
-    def __init__(self, policy: Policy) -> None:
-        self._policy = policy
+    def __init__(self, policy_for: Callable[[str], Policy]) -> None:
+        self._policy_for = policy_for
         self._jobs: queue.SimpleQueue[tuple[Job, Report] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
         self._thread.start()
@@ -123,11 +110,12 @@ class SyncBackend:
         while (item := self._jobs.get()) is not None:
             job, report = item
             try:
-                found = self._policy(job.image, job.expected)
+                policy = self._policy_for(job.key)
+                found = policy(job.image, job.expected)
             except BaseException as error:  # whatever it is, the one who waits must hear of it
                 report(None, {}, error)
             else:
-                report(found, dict(self._policy.timings), None)
+                report(found, policy.timings, None)
 
 
 class RequestQueue(Protocol):
@@ -148,8 +136,18 @@ class RequestQueue(Protocol):
 class AsyncBackend:
     """As many jobs in flight as the runtime thinks best: more frames per second, each later."""
 
-    def __init__(self, requests: RequestQueue, *, conf: float, iou: float, max_det: int = 300) -> None:
+    def __init__(
+        self,
+        requests: RequestQueue,
+        *,
+        conf: float,
+        iou: float,
+        max_det: int = 300,
+        agnostic: bool = False,
+        classes: Sequence[int] | None = None,
+    ) -> None:
         self._queue, self._conf, self._iou, self._max_det = requests, conf, iou, max_det
+        self._agnostic, self._classes = agnostic, classes
         self.capacity = requests.requests
         self.name = f"async, {self.capacity} in flight"
 
@@ -166,7 +164,8 @@ class AsyncBackend:
         def done(raw: NDArray[np.float32]) -> None:
             try:
                 moments.append(time.perf_counter())
-                found = decode(raw, conf=self._conf, iou=self._iou, max_det=self._max_det)
+                found = decode(raw, conf=self._conf, iou=self._iou, max_det=self._max_det, agnostic=self._agnostic,
+                               classes=self._classes)  # fmt: skip
                 result = Detections(letterbox.to_source(found.xyxy), found.score, found.class_id)
                 moments.append(time.perf_counter())
             except Exception as problem:
@@ -246,9 +245,9 @@ class Engine:
 
     def close(self) -> None:
         """Let go of the backend; jobs in flight are given up."""
-        if any(not job.done for job in self._jobs):
-            self.collect(0.5)
-        if all(job.done for job in self._jobs):
+        with self._changed:
+            idle = self._changed.wait_for(lambda: all(job.done for job in self._jobs), _CLOSE_S)
+        if idle:
             self._backend.close()
         else:
             self._left_behind.append(self._backend)
@@ -292,47 +291,3 @@ class Engine:
                     job.error, job.done = f"no result within {self._timeout_s:g} s", True
             else:
                 self._begin(job)
-
-
-def choose(
-    sync: Callable[[], Backend],
-    several: Callable[[], Backend],
-    image: NDArray[np.uint8],
-    *,
-    seconds: float = 1.0,
-    clock: Callable[[], float] = time.perf_counter,
-) -> tuple[Callable[[], Backend], str]:
-    """Measure both kinds on this machine with this model, and keep the one that gives more frames per second.
-
-    Args:
-        sync, several: make the two backends.
-        image: (H, W, 3) uint8 BGR to measure with.
-        seconds: time for each.
-
-    Returns:
-        the maker of the better one, and what was measured, in words.
-    """
-    backends = [sync(), several()]
-    frames, spent = [0, 0], [0.0, 0.0]
-    try:
-        for turn in range(5):  # turn and turn about: the machine's speed may change; the first is for warming up
-            for place, backend in enumerate(backends):
-                engine = Engine(lambda backend=backend: backend)  # type: ignore[misc]
-                started = clock()
-                count = 0
-                while clock() - started < seconds / 4:
-                    while engine.free:
-                        engine.submit(Job(image))
-                    count += len(engine.collect(1.0))
-                while engine.in_flight:
-                    count += len(engine.collect(1.0))
-                if turn:
-                    frames[place] += count
-                    spent[place] += clock() - started
-    finally:
-        for backend in backends:
-            backend.close()
-    rates = [count / time_s for count, time_s in zip(frames, spent, strict=True)]
-    better = rates[1] > _CLEARLY_FASTER * rates[0]
-    words = f"sync {rates[0]:.1f} frames/s, {backends[1].name} {rates[1]:.1f}, measured here"
-    return (several, f"async ({words})") if better else (sync, f"sync ({words})")

@@ -80,7 +80,6 @@ class Stream:
         backoff_s: first and longest wait between two attempts; each is twice the one before.
         open_: opens the source; a test hands in its own.
         clock: seconds, steady.
-        ready: set after each frame and change of state, so that one waiter can serve many streams.
 
     Attributes:
         name: of the source.
@@ -91,6 +90,9 @@ class Stream:
         skipped: pictures that could not be read.
         reconnects: how often it was opened again after it had broken.
         error: what went wrong last, without passwords; empty when nothing did.
+        failure: why it has failed for good, or None.
+        nominal_fps: frames per second that the source states, 0 where unknown.
+        wake: set after each frame and change of state; one event may serve many streams.
     """
 
     def __init__(
@@ -105,7 +107,6 @@ class Stream:
         backoff_s: tuple[float, float] = (0.5, 10.0),
         open_: Callable[[Source], Capture] = open_source,
         clock: Callable[[], float] = time.monotonic,
-        ready: threading.Event | None = None,
     ) -> None:
         self.source, self.name = source, source.name
         self.live = source.live or realtime
@@ -118,7 +119,7 @@ class Stream:
         self._realtime, self._loop, self._fps = realtime, loop, fps
         self._connect_s, self._stall_s, self._backoff_s = connect_s, stall_s, backoff_s
         self._open, self._clock = open_, clock
-        self._ready = ready or threading.Event()
+        self.wake = threading.Event()
         self._state: State = "connecting"
         self._halt = threading.Event()
         self._room = threading.Condition()
@@ -297,4 +298,4 @@ class Stream:
 
     def _turn(self, state: State) -> None:
         self._state = state
-        self._ready.set()
+        self.wake.set()

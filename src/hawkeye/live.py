@@ -1,0 +1,450 @@
+"""`LiveSession`: many sources, one network, tracks, counts, outputs; the loop behind `predict`, `count`, the service.
+
+    sources (a thread each) → engine → tracker → counter → outputs, the latest result, subscribers
+
+Every frame of a file is worked on, in order; of a live source always the newest. Streams take turns, so that one of
+them cannot starve another, and one that dies never stops the rest.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from hawkeye.detections import Detections
+from hawkeye.errors import ConfigError, HawkeyeError
+from hawkeye.outputs import Output, Result
+from hawkeye.runtime.engine import Engine, Job
+from hawkeye.runtime.stream import Frame, Rate, State, Stream
+from hawkeye.track.bytetrack import ByteTracker
+from hawkeye.track.counting import Counter, CountEvent
+from hawkeye.track.rules import Rule
+from hawkeye.track.series import CountSeries
+
+_IDLE_S = 0.05  # how long to wait when nothing is to be done; a stop is noticed within this
+_BUSY_S = 0.002
+_SILENCE_EVERY_S = 1.0  # how often a silent stream is told to its counter
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """What a subscriber gets.
+
+    Attributes:
+        stream: name of the stream.
+        time_s: in the time of the stream's frames.
+        kind: "frame" with `found`, "count" with `event`, "state" with `state` and `error`.
+    """
+
+    stream: str
+    time_s: float
+    kind: Literal["frame", "count", "state"]
+    found: Detections | None = None
+    event: CountEvent | None = None
+    state: State | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamStatus:
+    """How a stream does, JSON-ready with `dataclasses.asdict`.
+
+    Attributes:
+        name, source: of the stream; the source without passwords.
+        state: connecting, live, no data, reconnecting, ended or failed.
+        error: what went wrong last.
+        fps_in, fps_done: frames per second that arrive, and that are worked on.
+        total: frames that the source states to hold, 0 where unknown.
+        captured, done: frames decoded and worked on.
+        drops: frames that a newer one replaced.
+        skipped: pictures that could not be read.
+        lost: frames on which the network failed.
+        reconnects: how often it was opened again.
+        waiting: decoded frames that wait.
+        latency_ms: from decoding to the result, of the last frame; None before the first.
+        width, height: of the last frame in pixels; None before the first.
+        counts: see `Counter.totals`; None where nothing is counted.
+    """
+
+    name: str
+    source: str
+    state: State
+    error: str
+    fps_in: float
+    fps_done: float
+    total: int
+    captured: int
+    done: int
+    drops: int
+    skipped: int
+    lost: int
+    reconnects: int
+    waiting: int
+    latency_ms: float | None
+    width: int | None
+    height: int | None
+    counts: dict[str, dict[str, Any]] | None
+
+
+class _Lane:
+    """A stream with its tracker, counter and latest result."""
+
+    def __init__(
+        self, stream: Stream, rules: Sequence[Rule], tracker: ByteTracker | None, bucket_s: float | None
+    ) -> None:
+        self.stream, self.rules, self.tracker, self.bucket_s = stream, tuple(rules), tracker, bucket_s
+        self.counter: Counter | None = None
+        self.series: CountSeries | None = None
+        self.size: tuple[int, int] | None = None  # of the first frame: tracks and rules live in its pixels
+        self.pixel_rules: tuple[Rule, ...] = ()
+        self.latest: Result | None = None
+        self.failure: HawkeyeError | None = None
+        self.rate = Rate(time.monotonic)
+        self.done = self.lost = 0
+        self.last_s = self.silent_told_s = 0.0
+        self.latency_ms: float | None = None
+        self.state: State = "connecting"
+
+    def scale_to(self, frame: Frame) -> np.ndarray[Any, Any]:
+        """Factors (4,) from this frame's pixels to those of the first frame: a stream may change its size."""
+        width, height = self.size or (frame.image.shape[1], frame.image.shape[0])
+        return np.array([width / frame.image.shape[1], height / frame.image.shape[0]] * 2, np.float32)
+
+    def expected(self, frame: Frame) -> Detections | None:
+        if self.tracker is None or self.size is None:
+            return None
+        found = self.tracker.predicted(frame.time_s)
+        return replace(found, xyxy=found.xyxy / self.scale_to(frame))
+
+    def take(self, frame: Frame, found: Detections, names: tuple[str, ...]) -> tuple[Detections, list[CountEvent]]:
+        """Track and count; detections stay in the frame's pixels.
+
+        Raises:
+            ConfigError: a rule that does not fit the picture or the model.
+        """
+        if self.size is None:
+            self.size = (frame.image.shape[1], frame.image.shape[0])
+            self.pixel_rules = tuple(rule.scaled(*self.size) for rule in self.rules)
+            if self.rules:
+                self.counter = Counter(self.rules, names, size=self.size)
+                # Only a live stream knows what time of day a frame is from.
+                epoch_s = time.time() - frame.time_s if self.stream.source.live else None
+                if self.bucket_s is not None:
+                    self.series = CountSeries(self.rules, bucket_s=self.bucket_s, epoch_s=epoch_s)
+        if self.tracker is None:
+            return found, []
+        factors = self.scale_to(frame)
+        tracked = self.tracker.update(replace(found, xyxy=found.xyxy * factors), frame.time_s)
+        events = self.counter.update(tracked, frame.time_s) if self.counter else []
+        if self.series is not None and self.counter is not None:
+            self.series.update(frame.time_s, events, self.counter.occupancy() or {})
+        return replace(tracked, xyxy=tracked.xyxy / factors), events
+
+    def no_data(self, time_s: float) -> None:
+        for sink in (self.counter, self.series):
+            if sink is not None:
+                sink.no_data(time_s)
+
+
+class LiveSession:
+    """Owns sources, engine and outputs. `run` works in the calling thread, `start` in one of its own.
+
+    Sources may be added and removed at any time, from any thread. Per stream one newest frame (four of a file) and one
+    latest result are kept; only a time series grows, by one row of counts for each span.
+
+    Args:
+        engine: see `runtime.engine`; it is closed with the session.
+        names: class names by index.
+        outputs: written and closed by the session.
+        tracking: give every object a number. Streams with rules are tracked anyway.
+        bucket_s: length of the spans of the time series of counts in seconds; None keeps no series.
+        make_tracker: one tracker for each stream.
+
+    Example:
+        >>> session = LiveSession(engine, names)
+        >>> session.add(Stream(find_sources(["rtsp://camera/1"])[0]), rules=parse_rules(["0.5,0,0.5,1:gate"]))
+        >>> session.start()
+        >>> session.latest("camera-1").annotated()
+        >>> session.stop()
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        names: Sequence[str],
+        *,
+        outputs: Sequence[Output] = (),
+        tracking: bool = False,
+        bucket_s: float | None = None,
+        make_tracker: Callable[[], ByteTracker] = ByteTracker,
+    ) -> None:
+        self.engine, self.names = engine, tuple(names)
+        self.outputs, self.tracking, self.bucket_s = tuple(outputs), tracking, bucket_s
+        self._make_tracker = make_tracker
+        self._lanes: dict[str, _Lane] = {}
+        self._lock = threading.RLock()
+        self._ready = threading.Event()
+        self._halt = threading.Event()
+        self._turn = 0
+        self._subscribers: list[queue.Queue[Notice]] = []
+        self._thread: threading.Thread | None = None
+        self.error: BaseException | None = None
+        self.stopped_early = False  # asked to stop before every stream had ended
+
+    # -- sources ------------------------------------------------------------------------------------------------------
+
+    def add(self, stream: Stream, rules: Sequence[Rule] = ()) -> None:
+        """Take a stream that was not started yet, and start it.
+
+        Raises:
+            ConfigError: there is a stream of this name.
+        """
+        tracker = self._make_tracker() if rules or self.tracking else None
+        with self._lock:
+            if stream.name in self._lanes:
+                raise ConfigError("two sources have the same name", got=stream.name, expected="a name for each")
+            self._lanes[stream.name] = _Lane(stream, rules, tracker, self.bucket_s)
+        stream.wake = self._ready
+        stream.start()
+
+    def remove(self, name: str) -> None:
+        """Stop a stream and forget it.
+
+        Raises:
+            ConfigError: there is none of this name.
+        """
+        with self._lock:
+            lane = self._lanes.pop(name, None)
+        if lane is None:
+            raise ConfigError("there is no such source", got=name, expected=", ".join(self._lanes) or "none is running")
+        lane.stream.stop()
+
+    def latest(self, name: str) -> Result | None:
+        """The newest result of a stream, with its picture; None before the first, or when there is no such stream."""
+        lane = self._lanes.get(name)
+        return lane.latest if lane else None
+
+    def series(self, name: str) -> CountSeries | None:
+        """The time series of a stream's counts, where there is one."""
+        lane = self._lanes.get(name)
+        return lane.series if lane else None
+
+    def status(self) -> list[StreamStatus]:
+        """How each stream does, in the order in which they were added."""
+        with self._lock:
+            lanes = list(self._lanes.values())
+        return [self._status(lane) for lane in lanes]
+
+    def failures(self) -> list[HawkeyeError]:
+        """Why streams have failed."""
+        with self._lock:
+            lanes = list(self._lanes.values())
+        return [error for lane in lanes if (error := lane.failure or lane.stream.failure)]
+
+    def subscribe(self, size: int = 256) -> queue.Queue[Notice]:
+        """A queue of notices; when it is full, the oldest is dropped."""
+        subscriber: queue.Queue[Notice] = queue.Queue(size)
+        with self._lock:
+            self._subscribers.append(subscriber)
+        return subscriber
+
+    def unsubscribe(self, subscriber: queue.Queue[Notice]) -> None:
+        """End a subscription."""
+        with self._lock:
+            self._subscribers.remove(subscriber)
+
+    # -- running ------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Work in a thread until `stop`; an error that ends it is in `error`."""
+
+        def work() -> None:
+            try:
+                self.run(until_done=False)
+            except BaseException as error:
+                self.error = error
+
+        self._thread = threading.Thread(target=work, name="session", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ask the session to finish: takes effect within a frame, from any thread or signal handler."""
+        self._halt.set()
+        self._ready.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(5.0)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it was asked to stop, or is over."""
+        return self._halt.is_set()
+
+    def run(self, *, until_done: bool = True, watch: Callable[[], None] | None = None) -> None:
+        """Work until every stream has ended, or until `stop`; then close the engine and all outputs.
+
+        Args:
+            until_done: end with the last stream; else only with `stop`.
+            watch: called after each round, such as for a progress bar.
+
+        Raises:
+            StorageError: an output cannot be written.
+            EngineError: the network hangs again and again.
+        """
+        finished = False
+        try:
+            while not self._halt.is_set():
+                self._ready.clear()
+                worked = self._feed()
+                worked = self._gather() or worked
+                self._watch_states()
+                if watch is not None:
+                    watch()
+                if worked:
+                    continue
+                if until_done and not self.engine.in_flight and self._all_finished():
+                    break
+                if not self.engine.in_flight:
+                    self._ready.wait(_IDLE_S)
+            self._watch_states()
+            self.stopped_early = not self._all_finished()
+            finished = len(self.failures()) < max(1, len(self._lanes))
+        finally:
+            self._close(finished)
+
+    def _feed(self) -> bool:
+        """Give the engine what it can take, one frame of each stream in turn."""
+        with self._lock:
+            lanes = list(self._lanes.values())
+        fed, idle = False, 0
+        while lanes and idle < len(lanes) and self.engine.free:
+            self._turn = (self._turn + 1) % len(lanes)
+            lane = lanes[self._turn]
+            frame = None if lane.failure else lane.stream.take()
+            if frame is None:
+                idle += 1
+                continue
+            fed, idle = True, 0
+            self.engine.submit(Job(frame.image, lane.expected(frame), tag=(lane, frame), key=lane.stream.name))
+        return fed
+
+    def _gather(self) -> bool:
+        # Where it could take more, new frames may come before the first result does.
+        jobs = self.engine.collect(_BUSY_S if self.engine.free else _IDLE_S)
+        for job in jobs:
+            lane, frame = job.tag
+            if lane.failure is None:
+                self._finish(lane, frame, job)
+        return bool(jobs)
+
+    def _finish(self, lane: _Lane, frame: Frame, job: Job) -> None:
+        if frame.time_s < lane.last_s:  # the silence before it was told while it was on its way
+            frame = replace(frame, time_s=lane.last_s)
+        lane.last_s = frame.time_s
+        if job.found is None:
+            lane.lost += 1
+            lane.stream.error = f"the network failed on a frame ({job.error})"
+            lane.no_data(frame.time_s)
+            return
+        try:
+            found, events = lane.take(frame, job.found, self.names)
+        except HawkeyeError as error:  # a rule that does not fit this picture: the others go on
+            lane.failure = error
+            lane.stream.stop(0)
+            return
+        lane.done += 1
+        lane.rate.tick()
+        lane.latency_ms = (time.monotonic() - frame.taken_s) * 1e3
+        rate = lane.stream.nominal_fps or (lane.stream.fps if lane.stream.live else 0) or 25.0
+        scale = lane.scale_to(frame)[:2]
+        rules = lane.pixel_rules if (scale == 1).all() else tuple(
+            rule.scaled(frame.image.shape[1], frame.image.shape[0]) for rule in lane.rules)  # fmt: skip
+        totals = lane.counter.totals() if lane.counter else None
+        result = Result(frame, lane.stream.source, found, self.names, tuple(events), rules, totals, rate)
+        lane.latest = result
+        for output in self.outputs:
+            output.write(result)
+        self._tell(Notice(frame.stream, frame.time_s, "frame", found=found))
+        for event in events:
+            self._tell(Notice(frame.stream, event.time_s, "count", event=event))
+
+    def _watch_states(self) -> None:
+        """Tell counters and outputs of streams that went silent, came back or broke."""
+        with self._lock:
+            lanes = list(self._lanes.values())
+        for lane in lanes:
+            stream, state = lane.stream, lane.stream.state
+            live = stream.source.live
+            time_s = max(lane.last_s, stream.now_s if live else 0.0)
+            if live and state in ("no data", "reconnecting"):
+                if state != lane.state:
+                    lane.no_data(lane.last_s)  # since its last frame nothing is known
+                elif time_s - lane.silent_told_s >= _SILENCE_EVERY_S:
+                    lane.silent_told_s = lane.last_s = time_s
+                    lane.no_data(time_s)
+            if state == lane.state:
+                continue
+            lane.state = state
+            if live or state == "failed":
+                for output in self.outputs:
+                    output.state(stream.source, time_s, state, stream.error)
+            self._tell(Notice(stream.name, time_s, "state", state=state, error=stream.error))
+
+    def _tell(self, notice: Notice) -> None:
+        with self._lock:
+            subscribers = list(self._subscribers)
+        for subscriber in subscribers:
+            while True:
+                try:
+                    subscriber.put_nowait(notice)
+                    break
+                except queue.Full:
+                    try:
+                        subscriber.get_nowait()
+                    except queue.Empty:
+                        continue
+
+    def _all_finished(self) -> bool:
+        with self._lock:
+            return all(lane.failure or lane.stream.finished for lane in self._lanes.values())
+
+    def _status(self, lane: _Lane) -> StreamStatus:
+        stream, latest = lane.stream, lane.latest
+        shape = latest.frame.image.shape if latest else (None, None)
+        return StreamStatus(
+            name=stream.name, source=stream.source.label, state="failed" if lane.failure else stream.state,
+            error=lane.failure.summary if lane.failure else stream.error, fps_in=stream.fps,
+            fps_done=lane.rate.per_second, total=stream.total, captured=stream.captured, done=lane.done,
+            drops=stream.drops, skipped=len(stream.skipped), lost=lane.lost, reconnects=stream.reconnects,
+            waiting=stream.waiting, latency_ms=lane.latency_ms, width=shape[1], height=shape[0],
+            counts=lane.counter.totals() if lane.counter else None,
+        )  # fmt: skip
+
+    def _close(self, finished: bool) -> None:
+        """Stop threads, then finish files, whatever went wrong before; within about a second."""
+        self._halt.set()
+        with self._lock:
+            lanes = list(self._lanes.values())
+        for lane in lanes:
+            lane.stream.stop(0)
+        until = time.monotonic() + 0.5
+        for lane in lanes:
+            lane.stream.stop(max(0.0, until - time.monotonic()))
+            if lane.counter is not None:
+                events = lane.counter.finish()
+                if lane.series is not None:
+                    lane.series.add(events)
+        self.engine.close()
+        problem: BaseException | None = None
+        for output in self.outputs:
+            try:
+                output.close(finished=finished)
+            except Exception as error:
+                problem = problem or error
+        if problem is not None:
+            raise problem
