@@ -13,17 +13,16 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
-
-import numpy as np
+from typing import Literal
 
 from hawkeye.detections import Detections
 from hawkeye.errors import ConfigError, HawkeyeError
+from hawkeye.lane import Lane, StreamStatus
 from hawkeye.outputs import Output, Result
 from hawkeye.runtime.engine import Engine, Job
-from hawkeye.runtime.stream import Frame, Rate, State, Stream
+from hawkeye.runtime.stream import Frame, State, Stream
 from hawkeye.track.bytetrack import ByteTracker
-from hawkeye.track.counting import Counter, CountEvent
+from hawkeye.track.counting import CountEvent
 from hawkeye.track.rules import Rule
 from hawkeye.track.series import CountSeries
 
@@ -49,107 +48,6 @@ class Notice:
     event: CountEvent | None = None
     state: State | None = None
     error: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class StreamStatus:
-    """How a stream does, JSON-ready with `dataclasses.asdict`.
-
-    Attributes:
-        name, source: of the stream; the source without passwords.
-        state: connecting, live, no data, reconnecting, ended or failed.
-        error: what went wrong last.
-        fps_in, fps_done: frames per second that arrive, and that are worked on.
-        total: frames that the source states to hold, 0 where unknown.
-        captured, done: frames decoded and worked on.
-        drops: frames that a newer one replaced.
-        skipped: pictures that could not be read.
-        lost: frames on which the network failed.
-        reconnects: how often it was opened again.
-        waiting: decoded frames that wait.
-        latency_ms: from decoding to the result, of the last frame; None before the first.
-        width, height: of the last frame in pixels; None before the first.
-        counts: see `Counter.totals`; None where nothing is counted.
-    """
-
-    name: str
-    source: str
-    state: State
-    error: str
-    fps_in: float
-    fps_done: float
-    total: int
-    captured: int
-    done: int
-    drops: int
-    skipped: int
-    lost: int
-    reconnects: int
-    waiting: int
-    latency_ms: float | None
-    width: int | None
-    height: int | None
-    counts: dict[str, dict[str, Any]] | None
-
-
-class _Lane:
-    """A stream with its tracker, counter and latest result."""
-
-    def __init__(
-        self, stream: Stream, rules: Sequence[Rule], tracker: ByteTracker | None, bucket_s: float | None
-    ) -> None:
-        self.stream, self.rules, self.tracker, self.bucket_s = stream, tuple(rules), tracker, bucket_s
-        self.counter: Counter | None = None
-        self.series: CountSeries | None = None
-        self.size: tuple[int, int] | None = None  # of the first frame: tracks and rules live in its pixels
-        self.pixel_rules: tuple[Rule, ...] = ()
-        self.latest: Result | None = None
-        self.failure: HawkeyeError | None = None
-        self.rate = Rate(time.monotonic)
-        self.done = self.lost = 0
-        self.last_s = self.silent_told_s = 0.0
-        self.latency_ms: float | None = None
-        self.state: State = "connecting"
-
-    def scale_to(self, frame: Frame) -> np.ndarray[Any, Any]:
-        """Factors (4,) from this frame's pixels to those of the first frame: a stream may change its size."""
-        width, height = self.size or (frame.image.shape[1], frame.image.shape[0])
-        return np.array([width / frame.image.shape[1], height / frame.image.shape[0]] * 2, np.float32)
-
-    def expected(self, frame: Frame) -> Detections | None:
-        if self.tracker is None or self.size is None:
-            return None
-        found = self.tracker.predicted(frame.time_s)
-        return replace(found, xyxy=found.xyxy / self.scale_to(frame))
-
-    def take(self, frame: Frame, found: Detections, names: tuple[str, ...]) -> tuple[Detections, list[CountEvent]]:
-        """Track and count; detections stay in the frame's pixels.
-
-        Raises:
-            ConfigError: a rule that does not fit the picture or the model.
-        """
-        if self.size is None:
-            self.size = (frame.image.shape[1], frame.image.shape[0])
-            self.pixel_rules = tuple(rule.scaled(*self.size) for rule in self.rules)
-            if self.rules:
-                self.counter = Counter(self.rules, names, size=self.size)
-                # Only a live stream knows what time of day a frame is from.
-                epoch_s = time.time() - frame.time_s if self.stream.source.live else None
-                if self.bucket_s is not None:
-                    self.series = CountSeries(self.rules, bucket_s=self.bucket_s, epoch_s=epoch_s)
-        if self.tracker is None:
-            return found, []
-        factors = self.scale_to(frame)
-        tracked = self.tracker.update(replace(found, xyxy=found.xyxy * factors), frame.time_s)
-        events = self.counter.update(tracked, frame.time_s) if self.counter else []
-        if self.series is not None and self.counter is not None:
-            self.series.update(frame.time_s, events, self.counter.occupancy() or {})
-        return replace(tracked, xyxy=tracked.xyxy / factors), events
-
-    def no_data(self, time_s: float) -> None:
-        for sink in (self.counter, self.series):
-            if sink is not None:
-                sink.no_data(time_s)
 
 
 class LiveSession:
@@ -187,7 +85,7 @@ class LiveSession:
         self.engine, self.names = engine, tuple(names)
         self.outputs, self.tracking, self.bucket_s = tuple(outputs), tracking, bucket_s
         self._make_tracker = make_tracker
-        self._lanes: dict[str, _Lane] = {}
+        self._lanes: dict[str, Lane] = {}
         self._lock = threading.RLock()
         self._ready = threading.Event()
         self._halt = threading.Event()
@@ -209,7 +107,7 @@ class LiveSession:
         with self._lock:
             if stream.name in self._lanes:
                 raise ConfigError("two sources have the same name", got=stream.name, expected="a name for each")
-            self._lanes[stream.name] = _Lane(stream, rules, tracker, self.bucket_s)
+            self._lanes[stream.name] = Lane(stream, rules, tracker, self.bucket_s)
         stream.wake = self._ready
         stream.start()
 
@@ -239,7 +137,7 @@ class LiveSession:
         """How each stream does, in the order in which they were added."""
         with self._lock:
             lanes = list(self._lanes.values())
-        return [self._status(lane) for lane in lanes]
+        return [lane.status() for lane in lanes]
 
     def failures(self) -> list[HawkeyeError]:
         """Why streams have failed."""
@@ -342,7 +240,7 @@ class LiveSession:
                 self._finish(lane, frame, job)
         return bool(jobs)
 
-    def _finish(self, lane: _Lane, frame: Frame, job: Job) -> None:
+    def _finish(self, lane: Lane, frame: Frame, job: Job) -> None:
         if frame.time_s < lane.last_s:  # the silence before it was told while it was on its way
             frame = replace(frame, time_s=lane.last_s)
         lane.last_s = frame.time_s
@@ -357,16 +255,7 @@ class LiveSession:
             lane.failure = error
             lane.stream.stop(0)
             return
-        lane.done += 1
-        lane.rate.tick()
-        lane.latency_ms = (time.monotonic() - frame.taken_s) * 1e3
-        rate = lane.stream.nominal_fps or (lane.stream.fps if lane.stream.live else 0) or 25.0
-        scale = lane.scale_to(frame)[:2]
-        rules = lane.pixel_rules if (scale == 1).all() else tuple(
-            rule.scaled(frame.image.shape[1], frame.image.shape[0]) for rule in lane.rules)  # fmt: skip
-        totals = lane.counter.totals() if lane.counter else None
-        result = Result(frame, lane.stream.source, found, self.names, tuple(events), rules, totals, rate)
-        lane.latest = result
+        result = lane.result(frame, found, self.names, events)
         for output in self.outputs:
             output.write(result)
         self._tell(Notice(frame.stream, frame.time_s, "frame", found=found))
@@ -413,18 +302,6 @@ class LiveSession:
         with self._lock:
             return all(lane.failure or lane.stream.finished for lane in self._lanes.values())
 
-    def _status(self, lane: _Lane) -> StreamStatus:
-        stream, latest = lane.stream, lane.latest
-        shape = latest.frame.image.shape if latest else (None, None)
-        return StreamStatus(
-            name=stream.name, source=stream.source.label, state="failed" if lane.failure else stream.state,
-            error=lane.failure.summary if lane.failure else stream.error, fps_in=stream.fps,
-            fps_done=lane.rate.per_second, total=stream.total, captured=stream.captured, done=lane.done,
-            drops=stream.drops, skipped=len(stream.skipped), lost=lane.lost, reconnects=stream.reconnects,
-            waiting=stream.waiting, latency_ms=lane.latency_ms, width=shape[1], height=shape[0],
-            counts=lane.counter.totals() if lane.counter else None,
-        )  # fmt: skip
-
     def _close(self, finished: bool) -> None:
         """Stop threads, then finish files, whatever went wrong before; within about a second."""
         self._halt.set()
@@ -435,10 +312,7 @@ class LiveSession:
         until = time.monotonic() + 0.5
         for lane in lanes:
             lane.stream.stop(max(0.0, until - time.monotonic()))
-            if lane.counter is not None:
-                events = lane.counter.finish()
-                if lane.series is not None:
-                    lane.series.add(events)
+            lane.finish()
         self.engine.close()
         problem: BaseException | None = None
         for output in self.outputs:

@@ -14,7 +14,7 @@ from hawkeye.options import Out, Threads
 from hawkeye.tables import table
 
 if TYPE_CHECKING:
-    from hawkeye.live import StreamStatus
+    from hawkeye.lane import StreamStatus
     from hawkeye.predict import Counting, Prediction
 
 _SOURCES = ("Pictures, folders, patterns such as 'shots/*.jpg', videos, numbers of cameras, rtsp:// or http:// "

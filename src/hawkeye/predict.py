@@ -13,11 +13,13 @@ from typing import Any
 
 from hawkeye.artifact import Artifact, write_json
 from hawkeye.data import readable
-from hawkeye.live import LiveSession, StreamStatus
+from hawkeye.errors import DataError
+from hawkeye.lane import StreamStatus
+from hawkeye.live import LiveSession
 from hawkeye.outputs import DetectionsCsv, EventsCsv, JsonLines, Output, Pictures, Videos
 from hawkeye.progress import progress, say
 from hawkeye.runtime.choice import EngineKind, open_engine
-from hawkeye.runtime.source import Source, find_sources
+from hawkeye.runtime.source import Source, find_sources, open_source
 from hawkeye.runtime.stream import Stream
 from hawkeye.track.rules import Rule, Zone
 from hawkeye.track.series import check_format
@@ -184,10 +186,19 @@ def count(
 
 
 def _sources(named: str | Path | Sequence[str | Path]) -> list[Source]:
+    """The sources that are named; where none of them can be read, that is told before the model is opened."""
     found = find_sources([named] if isinstance(named, str | Path) else named)
+    failures = []
     for source in found:
-        if len(source.pictures) > 1:
-            readable(source.pictures)  # a folder of rubbish is told before the model is opened
+        try:
+            if source.kind == "pictures":
+                readable(source.pictures)
+            elif source.kind == "video":
+                open_source(source).close()
+        except DataError as error:
+            failures.append(error)
+    if len(failures) == len(found):
+        raise failures[0]
     return found
 
 

@@ -21,7 +21,7 @@ from hawkeye.data import MAX_UNREADABLE
 from hawkeye.errors import DataError, HawkeyeError
 from hawkeye.runtime.source import Capture, Source, open_source
 
-State = Literal["connecting", "live", "no data", "reconnecting", "ended", "failed"]
+State = Literal["connecting", "live", "no data", "reconnecting", "ended", "failed", "stopped"]
 _QUEUED_FRAMES = 4  # decoded frames of a file that wait: enough to hide decoding, little memory
 
 
@@ -165,11 +165,11 @@ class Stream:
     @property
     def finished(self) -> bool:
         """Whether no frame will come any more and all were taken."""
-        return self._state in ("ended", "failed") and not self._frames
+        return self._state in ("ended", "failed", "stopped") and not self._frames
 
     @property
     def state(self) -> State:
-        """connecting, live, no data, reconnecting, ended or failed."""
+        """connecting, live, no data, reconnecting, ended, failed, or stopped before its end."""
         if self._state == "live" and self.live and self.silent_s > self._stall_s:
             return "no data"
         return self._state
@@ -193,11 +193,15 @@ class Stream:
 
     def _run(self) -> None:
         wait_s = self._backoff_s[0]
+        over = False
         while not self._halt.is_set():
             before = self.captured
-            again = self._attempt()
-            if not again or self._halt.is_set():
+            then = self._attempt()
+            over = then == "over"
+            if over or self._halt.is_set():
                 break
+            if then == "loop":
+                continue
             if self.captured > before:
                 wait_s = self._backoff_s[0]
             elif self._connect_s is not None and not self.captured and self.now_s > self._connect_s:
@@ -211,10 +215,10 @@ class Stream:
             wait_s = min(2 * wait_s, self._backoff_s[1])
         if self.failure is not None:
             self.error = self.failure.summary
-        self._turn("failed" if self.failure is not None else "ended")
+        self._turn("failed" if self.failure is not None else "ended" if over else "stopped")
 
-    def _attempt(self) -> bool:
-        """Open the source and read it until it ends or breaks; whether it is to be opened again."""
+    def _attempt(self) -> Literal["over", "loop", "retry"]:
+        """Open the source and read it until it ends or breaks; what is to be done then."""
         capture: Capture | None = None
         endless = self.source.live
         try:
@@ -225,7 +229,7 @@ class Stream:
             self.total, self.nominal_fps = capture.frames, capture.fps
             count = self._read_all(capture, endless)
             if self._halt.is_set():
-                return False
+                return "retry"
             if endless:
                 self.error = f"{self.source.label} closed the connection or fell silent"
             elif count == 0:
@@ -234,17 +238,17 @@ class Stream:
             # Containers state the number only roughly.
             elif count < 0.9 * capture.frames - 1:
                 self.error = f"{self.source.label} is damaged: it ended after {count} of {capture.frames} frames"
-            return endless or self._loop
+            return "retry" if endless else "loop" if self._loop else "over"
         except HawkeyeError as error:
             self.error = str(error).replace("\n ", ";")
             if not endless:
                 self.failure = error
-            return endless
+            return "retry" if endless else "over"
         except Exception as error:  # of a decoder: one source must never stop the others
             self.error = f"{self.source.label} cannot be decoded: {type(error).__name__}"
             if not endless:
                 self.failure = DataError(self.error)
-            return endless
+            return "retry" if endless else "over"
         finally:
             if capture is not None:
                 capture.close()

@@ -1,0 +1,224 @@
+"""Engines: order, the watchdog, the choice between them; and several real requests in flight."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+import tiny_ir
+from hawkeye.detections import Detections
+from hawkeye.errors import ConfigError
+from hawkeye.runtime.choice import choose, open_engine
+from hawkeye.runtime.detector import Detector
+from hawkeye.runtime.engine import Engine, EngineError, Job, Report, SyncBackend
+from live_fakes import FakeNetwork, engine, picture, until
+
+
+class FakeBackend:
+    """Takes several jobs and finishes them when it is told, in any order."""
+
+    name = "fake"
+
+    def __init__(self, capacity: int = 3, *, costs: tuple[list[float], float] | None = None) -> None:
+        self.capacity, self.costs = capacity, costs  # a clock, and what a job adds to it
+        self.open: list[tuple[Job, Report]] = []
+        self.closed = False
+
+    def start(self, job: Job, report: Report) -> None:
+        self.open.append((job, report))
+        if self.costs is not None:
+            self.costs[0][0] += self.costs[1]
+            self.finish(0)
+
+    def finish(self, index: int) -> None:
+        self.open.pop(index)[1](Detections.empty(), {}, None)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def tags(jobs: list[Job]) -> list[object]:
+    return [job.tag for job in jobs]
+
+
+def test_results_come_in_the_order_of_the_frames():
+    backend = FakeBackend()
+    runner = Engine(lambda: backend)
+    for tag in range(3):
+        assert runner.free
+        runner.submit(Job(picture(0), tag=tag))
+    assert not runner.free
+    backend.finish(2)
+    assert runner.collect(0.01) == []
+    backend.finish(0)
+    assert tags(runner.collect(0.01)) == [0]
+    assert runner.free
+    backend.finish(0)
+    assert tags(runner.collect(0.01)) == [1, 2]
+    runner.close()
+    assert backend.closed
+
+
+def test_one_at_a_time_with_what_is_expected():
+    network = FakeNetwork()
+    runner = engine(network)
+    expected = Detections.empty()
+    runner.submit(Job(picture(7), expected=expected))
+    (job,) = runner.collect(1)
+    assert (network.seen, network.expected) == ([7], [expected])
+    assert len(job.found) == 1
+    assert job.timings == network.timings
+    runner.close()
+
+
+def test_each_stream_has_a_policy_of_its_own():
+    networks: dict[str, FakeNetwork] = {}
+    runner = Engine(lambda: SyncBackend(lambda key: networks.setdefault(key, FakeNetwork())))
+    for key, grey in (("a", 1), ("b", 2), ("a", 3)):
+        runner.submit(Job(picture(grey), key=key))
+        assert runner.collect(1)
+    assert {key: network.seen for key, network in networks.items()} == {"a": [1, 3], "b": [2]}
+    runner.close()
+
+
+def test_an_error_of_the_network_is_a_lost_frame():
+    def trouble(grey: int) -> None:
+        if grey == 1:
+            raise RuntimeError("no memory")
+
+    runner = engine(FakeNetwork(trouble=trouble))
+    for grey in (1, 2):
+        runner.submit(Job(picture(grey)))
+        (job,) = runner.collect(1)
+        assert (job.found is None, "no memory" in job.error) == (grey == 1, grey == 1)
+    assert (runner.lost, runner.restarts) == (1, 0)
+    runner.close()
+
+
+def test_the_watchdog_leaves_a_stuck_network_behind_and_tries_the_frame_again():
+    stuck, made = threading.Event(), []
+
+    def make() -> SyncBackend:
+        first = not made
+        network = FakeNetwork(trouble=lambda grey: stuck.wait(5) if first else None)
+        made.append(network)
+        return SyncBackend(lambda _: network)
+
+    runner = Engine(make, timeout_s=0.1)
+    runner.submit(Job(picture(5), tag="x"))
+    jobs: list[Job] = []
+    until(lambda: jobs.extend(runner.collect(0.05)) or jobs)
+    assert (tags(jobs), jobs[0].found is not None, runner.restarts, runner.lost) == (["x"], True, 1, 0)
+    assert [network.seen for network in made] == [[5], [5]]
+    stuck.set()  # the first network answers at last: nobody may take its answer for another frame's
+    runner.submit(Job(picture(6), tag="y"))
+    assert tags(runner.collect(1)) == ["y"]
+    runner.close()
+
+
+def test_a_frame_that_hangs_twice_is_lost_and_endless_hanging_is_an_error():
+    runner = Engine(FakeBackend, timeout_s=0.02)
+    runner.submit(Job(picture(0), tag=0))
+    jobs: list[Job] = []
+    until(lambda: jobs.extend(runner.collect(0.05)) or jobs)
+    assert (jobs[0].found, runner.restarts, runner.lost) == (None, 2, 1)
+    runner.submit(Job(picture(0), tag=1))
+    with pytest.raises(EngineError, match="hangs"):
+        until(lambda: runner.collect(0.05))
+    started = time.monotonic()
+    runner.close()
+    assert time.monotonic() - started < 1
+
+
+@pytest.mark.parametrize(
+    ("sync_s", "async_s", "better"), [(0.004, 0.002, "async"), (0.002, 0.004, "sync"), (0.00204, 0.002, "sync")]
+)
+def test_the_faster_engine_is_kept(sync_s, async_s, better):
+    """By seconds a frame on a clock of their own; where they are all but equal, less delay wins."""
+    now = [0.0]
+
+    def one() -> FakeBackend:
+        return FakeBackend(1, costs=(now, sync_s))
+
+    def several() -> FakeBackend:
+        return FakeBackend(3, costs=(now, async_s))
+
+    make, words = choose(one, several, picture(0), clock=lambda: now[0])
+    assert make is (several if better == "async" else one)
+    assert words == f"{better} (sync {1 / sync_s:.1f} frames/s, fake {1 / async_s:.1f}, measured here)"
+
+
+# -- the real thing, on a tiny network ---------------------------------------------------------------------------------
+
+
+def marked(column: int) -> np.ndarray:
+    """A black picture with one red square of 16 pixels, in a place of its own."""
+    image = np.zeros((64, 64, 3), np.uint8)
+    image[16:32, column * 16 : column * 16 + 16, 2] = 255
+    return image
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_many_frames_keep_their_own_results(tmp_path, kind):
+    """Canvases and outputs of requests in flight must not be mixed up: every frame against a plain detector."""
+    folder = tiny_ir.stock_folder(tmp_path)
+    runner, names, words = open_engine(folder, kind=kind, conf=0.9, threads=1)
+    assert names == tiny_ir.NAMES
+    assert words.startswith(kind)
+    plain = Detector(folder, conf=0.9, threads=1)
+    wanted = [plain(marked(column)).xyxy.tolist() for column in range(4)]
+    assert len({str(boxes) for boxes in wanted}) == 4
+    done: list[Job] = []
+    for number in range(200):
+        while not runner.free:
+            done += runner.collect(1)
+        runner.submit(Job(marked(number * 7 % 4), tag=number))
+    until(lambda: done.extend(runner.collect(0.1)) or len(done) == 200)
+    assert tags(done) == list(range(200))
+    for job in done:
+        assert job.found is not None
+        assert job.found.xyxy.tolist() == wanted[job.tag * 7 % 4]
+        assert set(job.timings) == {"pre", "network", "post"}
+    runner.close()
+
+
+def test_auto_measures_only_what_is_worth_it_and_says_what_it_kept(tmp_path):
+    folder = tiny_ir.stock_folder(tmp_path)
+    runner, _, words = open_engine(folder, kind="auto", worth_measuring=False, threads=1)
+    assert words == "sync"
+    runner.close()
+    runner, _, words = open_engine(folder, kind="auto", threads=1)
+    assert "measured here" in words
+    runner.submit(Job(marked(0)))
+    assert len(runner.collect(2)) == 1
+    runner.close()
+
+
+def test_async_does_not_fit_every_resolution(tmp_path):
+    folder = tiny_ir.stock_folder(tmp_path, stock_head=True)
+    with pytest.raises(ConfigError, match="--engine sync"):
+        open_engine(folder, kind="async", resolution="tiles", threads=1)
+    runner, _, words = open_engine(folder, kind="auto", resolution="fixed:32", threads=1)
+    assert "async" in words
+    runner.submit(Job(marked(0)))
+    (job,) = runner.collect(2)
+    assert job.found is not None
+    runner.close()
+    with pytest.raises(ConfigError, match="no resolution"):
+        open_engine(folder, resolution="fixed:huge", threads=1)
+
+
+def test_a_queue_waits_for_a_free_request(tmp_path):
+    tiny_ir.stock_folder(tmp_path)
+    runtime = Detector(tmp_path, threads=1).runtime
+    requests = runtime.queue()  # type: ignore[attr-defined]
+    seen: list[float] = []
+    fills: list[Callable[[np.ndarray], None]] = [lambda canvas, v=value: canvas.fill(v) for value in range(0, 250, 5)]
+    for fill in fills:
+        requests.start(fill, lambda raw: seen.append(float(raw[4:].max())))
+    requests.close()
+    np.testing.assert_allclose(sorted(seen), np.arange(0, 250, 5) / 255, atol=1e-4)

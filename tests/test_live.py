@@ -1,0 +1,336 @@
+"""The session: files whole and in order, live streams side by side, counts, outputs, silence, stopping, signals."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+import tiny_ir
+from hawkeye.errors import ConfigError, DataError
+from hawkeye.live import LiveSession
+from hawkeye.live_commands import _seconds
+from hawkeye.outputs import DetectionsCsv, EventsCsv, JsonLines, Videos
+from hawkeye.predict import count, predict
+from hawkeye.runtime.stream import Stream
+from hawkeye.track.rules import parse_rules
+from live_fakes import (
+    NAMES,
+    FakeCapture,
+    FakeNetwork,
+    capture_threads,
+    engine,
+    file_of,
+    mjpeg_camera,
+    picture,
+    refuse,
+    source,
+    until,
+)
+
+
+def walker(grey: int) -> tuple[float, float, float, float]:
+    """A box that walks from left to right by 2 pixels a frame."""
+    return (2 * grey, 10, 2 * grey + 12, 30)
+
+
+def rows_of(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_every_frame_of_several_files_in_order_and_nothing_left_behind(tmp_path):
+    before = capture_threads()
+    session = LiveSession(engine(), NAMES, outputs=[JsonLines(tmp_path / "o.jsonl"), DetectionsCsv(tmp_path / "o.csv")])
+    for name, length in (("a", 30), ("b", 7)):
+        session.add(Stream(source(name), open_=file_of(length)))
+    session.run()
+    rows = rows_of(tmp_path / "o.jsonl")
+    for name, length in (("a", 30), ("b", 7)):
+        mine = [row for row in rows if row["source"] == f"the {name}"]
+        assert [row["frame"] for row in mine] == list(range(length))
+        assert [row["time_s"] for row in mine] == [round(i / 10, 3) for i in range(length)]
+    assert rows[0]["detections"] == [{"class_id": 0, "name": "thing", "score": 0.9, "xyxy": [10, 10, 20, 30]}]
+    table = list(csv.DictReader((tmp_path / "o.csv").open()))
+    assert len(table) == 37
+    assert (table[0]["name"], table[0]["x2"], table[0]["track_id"]) == ("thing", "20.0", "")
+    assert [(s.name, s.state, s.done, s.drops, s.lost) for s in session.status()] == [
+        ("a", "ended", 30, 0, 0), ("b", "ended", 7, 0, 0),
+    ]  # fmt: skip
+    assert not session.stopped_early
+    assert not list(tmp_path.glob("*.part"))
+    until(lambda: set(capture_threads()) <= set(before))
+
+
+def test_streams_take_turns():
+    network = FakeNetwork()
+    session = LiveSession(engine(network), NAMES)
+    order: list[str] = []
+    notices = session.subscribe(1000)
+    for name in ("a", "b", "c"):
+        session.add(Stream(source(name), open_=file_of(40)))
+    until(lambda: all(row.waiting == 4 for row in session.status()))
+    session.run()
+    while not notices.empty():
+        notice = notices.get()
+        if notice.kind == "frame":
+            order.append(notice.stream)
+    assert order[:9] == ["b", "c", "a"] * 3
+
+
+def test_counting_and_what_the_policy_is_told_to_expect(tmp_path):
+    network = FakeNetwork(walker)
+    session = LiveSession(engine(network), NAMES, outputs=[EventsCsv(tmp_path / "e.csv")], bucket_s=1.0)
+    notices = session.subscribe()
+    session.add(Stream(source(), open_=file_of(25, fps=10.0)), parse_rules(["0.5,0,0.5,1:gate"]))
+    session.run()
+    (status,) = session.status()
+    assert status.counts["gate"]["out"] == 1
+    assert status.counts["gate"]["in"] == 0
+    (event,) = csv.DictReader((tmp_path / "e.csv").open())
+    assert (event["rule"], event["kind"], event["class"], event["source"]) == ("gate", "out", "thing", "the fake")
+    assert [n.event.rule for n in list(notices.queue) if n.kind == "count"] == ["gate"]
+    series = session.series("fake")
+    assert sum(row["value"] for row in series.rows() if row["measure"] == "out" and row["class"] == "all") == 1
+    late = network.expected[20]
+    np.testing.assert_allclose(late.xyxy[0], walker(20), atol=1.5)
+
+
+def test_a_change_of_size_in_the_middle_changes_no_count():
+    """From frame 12 on the picture is twice as wide and high, and so is the box: one track, one crossing."""
+
+    def at(grey: int) -> tuple[float, float, float, float]:
+        box = walker(grey)
+        return box if grey < 12 else tuple(2 * v for v in box)
+
+    frames = [picture(i, (40, 60) if i < 12 else (80, 120)) for i in range(25)]
+    session = LiveSession(engine(FakeNetwork(at)), NAMES)
+    notices = session.subscribe(1000)
+    session.add(Stream(source(), open_=lambda _: FakeCapture(frames, frames=25)), parse_rules(["30,0,30,40:gate"]))
+    session.run()
+    (status,) = session.status()
+    assert (status.counts["gate"]["out"], status.width, status.height, status.error) == (1, 120, 80, "")
+    found = [notice.found for notice in list(notices.queue) if notice.kind == "frame"]
+    assert {track for f in found for track in f.track_id.tolist()} == {1}
+    np.testing.assert_allclose(found[20].xyxy[0], at(20))  # in the pixels of its own frame
+    result = session.latest("fake")
+    assert result.rules[0].start == (60, 0)
+    assert result.annotated().shape == (80, 120, 3)
+
+
+def test_a_dead_source_never_stops_the_others_and_no_data_is_not_zero(tmp_path):
+    """A camera that gives three frames and falls silent, one that never answers, and a file."""
+    gate = threading.Event()
+    session = LiveSession(engine(FakeNetwork(lambda grey: None)), NAMES, outputs=[JsonLines(tmp_path / "o.jsonl")],
+                          bucket_s=0.1)  # fmt: skip
+    rules = parse_rules(zones=["0,0,1,0,1,1,0,1:all"])
+    silent = Stream(source("silent", "camera"), open_=lambda _: FakeCapture([*map(picture, range(3)), gate.wait]),
+                    stall_s=0.1, backoff_s=(0.05, 0.05))  # fmt: skip
+    session.add(silent, rules)
+    session.add(Stream(source("dead", "url"), open_=refuse, backoff_s=(0.02, 0.02)), rules)
+    session.add(Stream(source("file"), open_=file_of(60)), rules)
+    session.start()
+    until(lambda: session.status()[2].state == "ended" and session.status()[2].done == 60)
+    until(lambda: session.status()[0].state == "no data")
+    time.sleep(1.3)
+    status = session.status()
+    assert status[0].counts["all"]["now"] is None
+    assert status[2].counts["all"]["now"] == 0
+    assert (status[1].state, status[1].done, status[1].counts) == ("reconnecting", 0, None)
+    session.stop()
+    gate.set()
+    assert session.error is None
+    values = [row["value"] for row in session.series("silent").rows()
+              if (row["measure"], row["class"]) == ("occupancy_max", "all")]  # fmt: skip
+    assert values[0] == 0
+    assert values[-1] is None
+    states = [(row["source"], row["state"]) for row in rows_of(tmp_path / "o.jsonl") if "state" in row]
+    assert ("the silent", "no data") in states
+    assert ("the dead", "reconnecting") in states
+
+
+def test_frames_on_which_the_network_fails_are_lost_and_told():
+    def trouble(grey: int) -> None:
+        if grey % 2:
+            raise RuntimeError("boom")
+
+    session = LiveSession(engine(FakeNetwork(trouble=trouble)), NAMES)
+    session.add(Stream(source(), open_=file_of(10)), parse_rules(zones=["0,0,1,0,1,1,0,1:all"]))
+    session.run()
+    (status,) = session.status()
+    assert (status.done, status.lost) == (5, 5)
+    assert "boom" in status.error
+    assert status.counts["all"]["now"] is None  # the last frame was lost
+
+
+def test_a_stuck_network_is_restarted_and_no_frame_of_a_file_is_missing():
+    stuck, hung = threading.Event(), []
+
+    def trouble(grey: int) -> None:
+        if grey == 5 and not hung:
+            hung.append(grey)
+            stuck.wait(5)
+
+    network = FakeNetwork(trouble=trouble)
+    session = LiveSession(engine(network, timeout_s=0.1), NAMES)
+    session.add(Stream(source(), open_=file_of(12)))
+    session.run()
+    stuck.set()
+    assert (session.status()[0].done, session.status()[0].lost, session.engine.restarts) == (12, 0, 1)
+
+
+def test_a_rule_that_does_not_fit_ends_its_stream_only():
+    session = LiveSession(engine(), NAMES)
+    session.add(Stream(source("a"), open_=file_of(50)), parse_rules(["10,10,500,10:far"]))
+    session.add(Stream(source("b"), open_=file_of(5)))
+    session.run()
+    first, second = session.status()
+    assert (first.state, second.state, second.done) == ("failed", "ended", 5)
+    assert "far" in first.error
+    assert isinstance(session.failures()[0], ConfigError)
+
+
+def test_sources_come_and_go_while_it_runs():
+    session = LiveSession(engine(), NAMES, tracking=True)
+    session.start()
+    gate = threading.Event()
+    session.add(Stream(source("a", "camera"), open_=lambda _: FakeCapture([picture(1), gate.wait])))
+    until(lambda: session.latest("a"))
+    assert session.latest("a").found.track_id.tolist() == [1]
+    with pytest.raises(ConfigError, match="same name"):
+        session.add(Stream(source("a")))
+    gate.set()
+    session.remove("a")
+    with pytest.raises(ConfigError, match="no such source"):
+        session.remove("a")
+    session.add(Stream(source("b"), open_=file_of(3)))
+    until(lambda: [row.done for row in session.status()] == [3])
+    session.stop()
+    assert session.error is None
+
+
+def test_a_slow_subscriber_loses_the_oldest_and_holds_nobody_up():
+    session = LiveSession(engine(), NAMES)
+    notices = session.subscribe(2)
+    session.add(Stream(source(), open_=file_of(20)))
+    session.run()
+    left = [notices.get_nowait() for _ in range(2)]
+    assert any(notice.time_s == pytest.approx(1.9) for notice in left)
+    with pytest.raises(queue.Empty):
+        notices.get_nowait()
+
+
+def test_a_recording_keeps_its_time_and_size(tmp_path):
+    videos = Videos(tmp_path, live=True)
+    session = LiveSession(engine(), NAMES, outputs=[videos])
+    frames = [picture(50, (41, 61) if i < 10 else (80, 120)) for i in range(20)]
+    session.add(Stream(source("v"), open_=lambda _: FakeCapture(frames, frames=20, fps=10.0)))
+    session.run()
+    capture = cv2.VideoCapture(str(tmp_path / "v.mp4"))
+    assert [capture.get(p) for p in (cv2.CAP_PROP_FRAME_COUNT, cv2.CAP_PROP_FPS)] == [20, 10]
+    image = capture.read()[1]
+    assert image.shape == (40, 60, 3)
+    assert np.ptp(image[20]) > 50  # the box
+
+
+# -- through the commands' functions, with a tiny network ------------------------------------------------------------
+
+
+def write_video(path: Path, frames: int = 20) -> Path:
+    """A red square that walks from left to right over black."""
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 10.0, (64, 64))
+    for number in range(frames):
+        image = np.zeros((64, 64, 3), np.uint8)
+        image[16:48, number * 2 : number * 2 + 24, 2] = 255
+        writer.write(image)
+    writer.release()
+    return path
+
+
+def test_predict_takes_videos_and_pictures_together(tmp_path):
+    model = tiny_ir.stock_folder(tmp_path / "m")
+    write_video(tmp_path / "v.mp4")
+    cv2.imwrite(str(tmp_path / "p.png"), np.full((64, 64, 3), (0, 0, 255), np.uint8))
+    (tmp_path / "bad.mp4").write_bytes(b"no video")
+    done = predict(model, [tmp_path / "v.mp4", tmp_path / "p.png", tmp_path / "bad.mp4"], out=tmp_path / "o", conf=0.8,
+                   threads=1, engine="sync", table=True)  # fmt: skip
+    rows = rows_of(done.results)
+    assert done.images == len([row for row in rows if "width" in row]) == 21
+    assert {row.get("state") for row in rows} == {None, "failed"}
+    assert [path.relative_to(tmp_path / "o").as_posix() for path in (*done.pictures, *done.videos)] == [
+        "pictures/p.png.jpg", "videos/v.mp4",
+    ]  # fmt: skip
+    assert [stream.state for stream in done.streams] == ["ended", "ended", "failed"]
+    assert (tmp_path / "o/detections.csv").read_text().count("\n") == done.detections + 1
+
+
+def test_count_writes_totals_events_and_series(tmp_path):
+    model = tiny_ir.stock_folder(tmp_path / "m")
+    done = count(model, write_video(tmp_path / "v.mp4"), out=tmp_path / "o", conf=0.5, iou=0.01, agnostic=True,
+                 threads=1, engine="async", bucket_s=1.0, formats=("csv", "json"), draw_video=True)  # fmt: skip
+    content = json.loads(done.counts.read_text())
+    assert content["streams"][0]["counts"]["picture"]["enter"] >= 1
+    assert (content["interrupted"], content["streams"][0]["done"]) == (False, 20)
+    assert [path.name for path in done.series] == ["series.csv", "series.json"]
+    assert done.events.read_text().startswith("source,time_s,rule,kind,class,track_id,seconds\n")
+    assert [path.name for path in done.videos] == ["v.mp4"]
+    with pytest.raises(DataError, match="cannot open"):
+        (tmp_path / "bad.mp4").write_bytes(b"no video")
+        count(model, tmp_path / "bad.mp4", out=tmp_path / "x", threads=1)
+    with pytest.raises(ConfigError, match="outside"):
+        count(model, tmp_path / "v.mp4", out=tmp_path / "x", rules=parse_rules(["0,0,900,900"]), threads=1)
+
+
+def test_spans_of_time():
+    assert [_seconds(text) for text in ("1s", "2m", "0.5h", "90")] == [1, 120, 1800, 90]
+    for text in ("", "soon", "-1s", "0", "nan", "1d"):
+        with pytest.raises(ConfigError, match="--every"):
+            _seconds(text)
+
+
+@pytest.mark.parametrize(("kind", "camera"), [(signal.SIGINT, True), (signal.SIGTERM, True), (signal.SIGINT, False)])
+def test_a_signal_finishes_within_two_seconds_with_everything_written(tmp_path, kind, camera):
+    """The real command against a camera that never ends, or a long file played at its own speed."""
+    model = tiny_ir.stock_folder(tmp_path / "m")
+    out = tmp_path / "o"
+
+    def play(send, _):
+        data = cv2.imencode(".jpg", picture(100, (64, 64)))[1].tobytes()
+        while True:
+            send(data)
+            time.sleep(0.02)
+
+    with mjpeg_camera(play) as address:
+        name = f"127.0.0.1-{address.split(':')[2].split('/')[0]}-live" if camera else "v"
+        place = address if camera else str(write_video(tmp_path / "v.mp4", frames=200))
+        command = [sys.executable, "-m", "hawkeye.cli", "count", place, "--model", str(model), "--out", str(out),
+                   "--engine", "sync", "--threads", "1", "--video", "--realtime"]  # fmt: skip
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                                   env={**os.environ, "HAWKEYE_CACHE": "off"})  # fmt: skip
+        part = out / "videos" / f"{name}.part.mp4"
+        until(lambda: part.exists() or process.poll() is not None, 30)
+        time.sleep(0.3)
+        sent = time.monotonic()
+        process.send_signal(kind)
+        output, errors = process.communicate(timeout=20)
+        took = time.monotonic() - sent
+    assert process.returncode == (0 if camera else 130), errors
+    assert took < 2
+    assert "secret" not in output + errors
+    assert "Traceback" not in errors
+    content = json.loads((out / "counts.json").read_text())
+    assert content["interrupted"]
+    assert content["streams"][0]["done"] > 0
+    assert not list(out.rglob("*.part*"))
+    (video,) = (out / "videos").iterdir()
+    assert cv2.VideoCapture(str(video)).read()[0]
