@@ -41,7 +41,9 @@ COMMANDS = {
     "list": ("hawkeye.store_commands:list_", "List the versions of a model store."),
     "diff": ("hawkeye.store_commands:diff", "Tell two versions apart: figures, classes, pictures."),
     "report": ("hawkeye.commands:report", "Write the report of a run's folder again."),
-    "predict": ("hawkeye.commands:predict", "Find objects in pictures."),
+    "predict": ("hawkeye.live_commands:predict", "Find objects in pictures, videos and live streams."),
+    "count": ("hawkeye.live_commands:count", "Count what crosses lines and enters zones."),
+    "doctor": ("hawkeye.doctor_commands:doctor", "What this machine can do, and what a model costs here."),
 }
 
 

@@ -42,7 +42,7 @@ def class_names(checkpoint: Path) -> tuple[str, ...]:
 
 def draw_pictures(pictures: Sequence[Path], before: Artifact, after: Artifact, *, out: Path) -> None:
     """Draw what two models find in the same pictures, as `<stem>-original.jpg` and `<stem>-compressed.jpg` in `out`."""
-    from hawkeye.predict import draw, encode_jpeg
+    from hawkeye.outputs import draw, encode_jpeg
     from hawkeye.runtime.detector import Detector
 
     for stale in out.glob("*.jpg"):
