@@ -16,6 +16,7 @@ for _package in ("ultralytics", "onnx", "onnxruntime", "openvino", "nncf"):
 import onnx  # noqa: E402
 import openvino  # noqa: E402
 
+from hawkeye.compress import int8_checks as checks  # noqa: E402
 from hawkeye.compress import quantize as qu  # noqa: E402
 from hawkeye.compress import yolo  # noqa: E402
 from hawkeye.compress.export import export, onnx_infer, openvino_infer  # noqa: E402
@@ -48,7 +49,7 @@ def exported(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def int8(exported, pictures, tmp_path_factory):
-    return qu.quantize(exported, QuantizeConfig(images=pictures), out=tmp_path_factory.mktemp("int8"))
+    return qu.quantize(exported, QuantizeConfig(mode="ptq", images=pictures), out=tmp_path_factory.mktemp("int8"))
 
 
 def test_all_convolutions_but_dfl_run_in_int8(int8):
@@ -61,7 +62,7 @@ def test_all_convolutions_but_dfl_run_in_int8(int8):
 def test_decode_holds_softmax_dfl_and_sigmoid_but_no_silu(exported):
     model = openvino.Core().read_model(exported.path("openvino"))
     kinds = {node.get_friendly_name(): node.get_type_name() for node in model.get_ordered_ops()}
-    decode = [kinds[name] for name in qu.decode_of_openvino(model)]
+    decode = [kinds[name] for name in checks.decode_of_openvino(model)]
     assert [decode.count(kind) for kind in ("SoftMax", "Softmax", "Sigmoid", "Convolution")] in (
         [1, 0, 1, 1],
         [0, 1, 1, 1],
@@ -74,18 +75,18 @@ def test_no_quantizer_in_either_decode(int8):
     model = openvino.Core().read_model(int8.path("openvino"))
     kinds = {node.get_friendly_name(): node.get_type_name() for node in model.get_ordered_ops()}
     assert "FakeQuantize" in kinds.values()
-    assert "FakeQuantize" not in [kinds[name] for name in qu.decode_of_openvino(model)]
+    assert "FakeQuantize" not in [kinds[name] for name in checks.decode_of_openvino(model)]
     graph = onnx.load(int8.path("onnx"))
     ops = {node.name: node.op_type for node in graph.graph.node}
     assert "QuantizeLinear" in ops.values()
-    assert not {"QuantizeLinear", "DequantizeLinear"} & {ops[name] for name in qu.decode_of_onnx(graph)}
+    assert not {"QuantizeLinear", "DequantizeLinear"} & {ops[name] for name in checks.decode_of_onnx(graph)}
 
 
 def test_checks_refuse_a_float_network(exported):
     with pytest.raises(ExportError, match="left in float"):
-        qu.check_openvino(openvino.Core().read_model(exported.path("openvino")))
+        checks.check_openvino(openvino.Core().read_model(exported.path("openvino")))
     with pytest.raises(ExportError, match="left in float"):
-        qu.check_onnx(onnx.load(exported.path("onnx")))
+        checks.check_onnx(onnx.load(exported.path("onnx")))
 
 
 def test_a_quantized_decode_is_found(exported, pictures):
@@ -96,7 +97,7 @@ def test_a_quantized_decode_is_found(exported, pictures):
     model = openvino.Core().read_model(exported.path("openvino"))
     data = nncf.Dataset(sorted(pictures.iterdir()), lambda path: {INPUT: canvas_of(path, 64)[None]})
     with pytest.raises(ExportError, match="decode was quantized"):
-        qu.check_openvino(nncf.quantize(model, data, preset=nncf.QuantizationPreset.MIXED, subset_size=12))
+        checks.check_openvino(nncf.quantize(model, data, preset=nncf.QuantizationPreset.MIXED, subset_size=12))
 
 
 def test_int8_stays_close_to_float_in_both_runtimes(exported, int8, pictures):
@@ -131,7 +132,7 @@ def test_stock_yolo_predicts_with_int8(int8, fmt):
 
 
 def test_same_work_is_reused(exported, int8, pictures):
-    assert qu.quantize(exported, QuantizeConfig(images=pictures), out=int8.root).created == int8.created
+    assert qu.quantize(exported, QuantizeConfig(mode="ptq", images=pictures), out=int8.root).created == int8.created
 
 
 def test_too_few_pictures_are_an_error(exported, pictures, tmp_path):
@@ -140,24 +141,24 @@ def test_too_few_pictures_are_an_error(exported, pictures, tmp_path):
     for path in sorted(pictures.iterdir())[:9]:
         (few / path.name).write_bytes(path.read_bytes())
     with pytest.raises(DataError, match="too few pictures"):
-        qu.quantize(exported, QuantizeConfig(images=few), out=tmp_path / "out")
+        qu.quantize(exported, QuantizeConfig(mode="ptq", images=few), out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_other_size_and_unexported_source_are_errors(exported, pictures, tmp_path):
     with pytest.raises(ConfigError, match="another input size"):
-        qu.quantize(exported, QuantizeConfig(images=pictures, imgsz=96), out=tmp_path / "a")
+        qu.quantize(exported, QuantizeConfig(mode="ptq", images=pictures, imgsz=96), out=tmp_path / "a")
     original = yolo.import_original(exported.path("pytorch"), imgsz=64, out=tmp_path / "original")
     with pytest.raises(ModelError, match="no openvino file"):
-        qu.quantize(original, QuantizeConfig(images=pictures), out=tmp_path / "b")
+        qu.quantize(original, QuantizeConfig(mode="ptq", images=pictures), out=tmp_path / "b")
 
 
 def test_distance_looks_only_where_something_is_seen():
     a = np.zeros((1, 6, 4), np.float32)
     b = a.copy()
     b[0, 4, 0], b[0, 0, 0], b[0, 5, 1] = 0.8, 3.0, 0.1
-    assert qu.distance(a, b) == {"candidates": 1, "mean_score": 0.8, "mean_box_px": 3.0}
-    assert qu.distance(a, a)["mean_score"] is None
+    assert checks.distance(a, b) == {"candidates": 1, "mean_score": 0.8, "mean_box_px": 3.0}
+    assert checks.distance(a, a)["mean_score"] is None
 
 
 @pytest.mark.realdata
@@ -166,7 +167,7 @@ def test_distance_looks_only_where_something_is_seen():
 def test_real_yolov8n_in_int8_sees_what_float_sees(tmp_path):
     images = DATA / "coco-sample" / "images" / "train2017"
     made = export(YOLOV8N, ExportConfig(imgsz=320), out=tmp_path / "export")
-    int8 = qu.quantize(made, QuantizeConfig(images=images, samples=40), out=tmp_path / "int8")
+    int8 = qu.quantize(made, QuantizeConfig(mode="ptq", images=images, samples=40), out=tmp_path / "int8")
     assert (int8.details["int8_convolutions"], int8.details["convolutions"]) == (63, 64)
     for pair in int8.details["agreement"].values():
         assert pair["candidates"] > 10

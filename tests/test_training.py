@@ -16,9 +16,9 @@ pytest.importorskip("lightning_fabric")
 from torch import nn  # noqa: E402
 
 from hawkeye.compress import training, yolo  # noqa: E402
-from hawkeye.compress.training import Source, fit_, split_holdout  # noqa: E402
+from hawkeye.compress.training import Source, fit_  # noqa: E402
 from hawkeye.config import RecoverConfig  # noqa: E402
-from hawkeye.data import load_dataset  # noqa: E402
+from hawkeye.data import load_dataset, split_holdout  # noqa: E402
 from hawkeye.errors import DivergenceError  # noqa: E402
 
 pytestmark = pytest.mark.compress

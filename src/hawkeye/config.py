@@ -120,10 +120,36 @@ class RecoverConfig(StageConfig):
 class QuantizeConfig(StageConfig):
     """INT8."""
 
-    mode: Literal["ptq"] = "ptq"
-    """How: calibration after training (ptq). Quantization-aware training will take its place beside it."""
+    mode: Literal["auto", "ptq", "qat"] = "auto"
+    """How: calibration alone (ptq), with training behind it (qat), or further only while accuracy is missed (auto)."""
     samples: Annotated[int, Field(ge=10)] = 300
     """Training pictures to calibrate on; fewer are used, with a warning, where there are fewer."""
+    weight_bits: Literal[7, 8] | None = None
+    """Bits of weights; left out, 8 on CPUs with VNNI and 7 on others, where sums of products could overflow."""
+    per_channel: bool = True
+    """A scale for each output channel of a layer's weights; otherwise one for the layer."""
+    max_drop: float = 0.5
+    """Points of mAP@0.5 that INT8 may lose against float on held-out training pictures before auto goes further."""
+    max_slowdown: Annotated[float, Field(ge=1)] = 1.1
+    """Latency with some layers in float over that of all INT8, at most; 1 leaves none in float."""
+    holdout: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
+    """Share of the training pictures set aside to choose between the results on (auto, qat)."""
+    budget: Seconds = 1200.0
+    """Wall clock for quantization-aware training, as 90s, 20m or 1.5h."""
+    steps: Annotated[int, Field(ge=1)] | None = None
+    """Train for this many steps instead of by the clock; makes a run repeatable to the bit."""
+    batch: Annotated[int, Field(ge=1)] = 16
+    """Pictures per step of quantization-aware training."""
+    lr: Annotated[float, Field(gt=0)] = 1e-5
+    """Peak learning rate of quantization-aware training; 1e-6 to 3e-5."""
+    ranges: Literal["trained", "frozen"] = "trained"
+    """Whether training moves the calibrated ranges."""
+    labels: Annotated[float, Field(ge=0)] = 0.1
+    """Weight of the detection loss beside distillation, for labelled pictures."""
+    checks: Annotated[int, Field(ge=1)] = 10
+    """How often training is judged on the held-out pictures."""
+    save_every: Annotated[Seconds, Field(le=60)] = 40.0
+    """How long a killed run has to do again at most; 0 saves after each step."""
 
 
 class ExportConfig(StageConfig):

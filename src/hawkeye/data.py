@@ -236,6 +236,14 @@ def sample(paths: Sequence[Path], count: int, seed: int) -> list[Path]:
     return sorted(random.Random(seed).sample(sorted(paths), min(count, len(paths))))
 
 
+def split_holdout(pictures: Sequence[Path], share: float, seed: int, limit: int = 64) -> tuple[list[Path], list[Path]]:
+    """Training pictures to learn from, and a few to judge on (at most `limit`, which keeps checks short)."""
+    order = sorted(pictures)
+    random.Random(seed).shuffle(order)
+    count = max(1, min(limit, round(len(order) * share)))
+    return sorted(order[count:]), sorted(order[:count])
+
+
 def content_digest(paths: Iterable[Path]) -> str:
     """Hash of pictures and their labels, whatever folder they lie in: the same data give the same hash."""
     total = hashlib.sha256()

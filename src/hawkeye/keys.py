@@ -12,7 +12,7 @@ from typing import Any
 from hawkeye import __version__
 from hawkeye.artifact import digest, file_sha256
 from hawkeye.config import ExportConfig, PruneConfig, QuantizeConfig, RecoverConfig, StageConfig
-from hawkeye.data import content_digest, sample, training_images
+from hawkeye.data import content_digest, sample, split_holdout, training_images
 from hawkeye.errors import DataError
 
 PARITY_PICTURES = 4
@@ -61,19 +61,42 @@ def export(checkpoint_sha256: str, name: str, imgsz: int, config: ExportConfig) 
                             __version__)  # fmt: skip
 
 
-def quantize(source_sha256: str, config: QuantizeConfig) -> tuple[list[Path], str]:
-    """Training pictures to calibrate on, labelled and unlabelled ones alike, and the key of quantization.
+def quantize(source_sha256: str, config: QuantizeConfig) -> tuple[list[Path], tuple[list[Path], list[Path]], str]:
+    """Training pictures to calibrate on, labelled and unlabelled ones alike; those set aside; and the key.
+
+    The labelled and the unlabelled pictures that are set aside are the ones that recovery sets aside, so a recovered
+    network has not learned from them either. Calibration alone chooses nothing, and sets none aside.
 
     Raises:
         DataError: fewer than 10, or no place named.
     """
     labelled, unlabelled = training_images(config.data, config.images)
+    held: tuple[list[Path], list[Path]] = ([], [])
+    without = ["device", "save_every"]
+    if config.mode == "ptq":
+        without += [
+            "max_drop",
+            "max_slowdown",
+            "holdout",
+            "budget",
+            "steps",
+            "batch",
+            "lr",
+            "ranges",
+            "labels",
+            "checks",
+        ]
+    else:
+        labelled, held_l = split_holdout(labelled, config.holdout, config.seed) if labelled else ([], [])
+        unlabelled, held_u = split_holdout(unlabelled, config.holdout, config.seed) if unlabelled else ([], [])
+        held = (held_l, held_u)
     pictures = sample([*labelled, *unlabelled], config.samples, config.seed)
     if len(pictures) < FEWEST:
         raise DataError("too few pictures to calibrate on", got=len(pictures),
                         expected=f"at least {FEWEST}, better {ENOUGH}",
                         mend="give --images a folder of typical pictures; they need no labels")  # fmt: skip
-    return pictures, digest("quantize", source_sha256, settings(config), content_digest(pictures), __version__)
+    content = content_digest(pictures if config.mode == "ptq" else [*labelled, *unlabelled, *held[0], *held[1]])
+    return pictures, held, digest("quantize", source_sha256, settings(config, *without), content, __version__)
 
 
 def settings(config: StageConfig, *without: str) -> dict[str, Any]:

@@ -21,9 +21,9 @@ from hawkeye import __version__, artifact
 from hawkeye.artifact import Artifact
 from hawkeye.compress import yolo
 from hawkeye.compress.prune import load_batches
-from hawkeye.compress.training import Batch, Source, fit_, split_holdout
+from hawkeye.compress.training import Batch, Source, fit_
 from hawkeye.config import RecoverConfig
-from hawkeye.data import content_digest, load_dataset, training_images
+from hawkeye.data import content_digest, load_dataset, split_holdout, training_images
 from hawkeye.errors import DataError, ModelError
 from hawkeye.progress import say
 

@@ -14,7 +14,7 @@ import math
 import os
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -325,11 +325,3 @@ def _parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
         {"params": parameters, "head": in_head, "weight_decay": 5e-4 if decayed else 0.0}
         for (in_head, decayed), parameters in groups.items()
     ]
-
-
-def split_holdout(pictures: Sequence[Path], share: float, seed: int, limit: int = 64) -> tuple[list[Path], list[Path]]:
-    """Training pictures to learn from, and a few to judge on (at most `limit`, which keeps checks short)."""
-    order = sorted(pictures)
-    random.Random(seed).shuffle(order)
-    count = max(1, min(limit, round(len(order) * share)))
-    return sorted(order[count:]), sorted(order[:count])
