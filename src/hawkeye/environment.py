@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 import os
 import platform
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-# Flags that decide how fast INT8 and bfloat16 run, in the kernel's spelling.
-_INSTRUCTION_SETS = ("avx2", "fma", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
+# Flags that decide how fast INT8 and bfloat16 run, in the kernel's spelling; the last line is ARM's.
+_INSTRUCTION_SETS = (
+    "avx2", "fma", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16",
+    "asimd", "asimddp", "i8mm", "sve", "bf16",
+)  # fmt: skip
+_CGROUPS = Path("/sys/fs/cgroup")
 _PACKAGES = (
     "hawkeye", "numpy", "opencv-python-headless", "openvino", "faster-coco-eval",
     "torch", "torchvision", "ultralytics-opencv-headless", "torch-pruning", "nncf", "onnx", "onnxruntime",
@@ -41,8 +46,39 @@ def cpu_model() -> str:
 
 
 def cpu_count() -> int:
-    """Cores that this process may use (respects affinity and containers' cpusets)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may use: affinity, containers' cpusets, and a container's share of time, rounded up."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = cpu_quota()
+    return cores if quota is None else max(1, min(cores, math.ceil(quota)))
+
+
+@functools.cache
+def cpu_quota(root: Path = _CGROUPS) -> float | None:
+    """How many cores' time this container may spend; None where nothing limits it."""
+    spent = _cgroup_value(root, "cpu.max").split()  # version 2: quota and period
+    if len(spent) != 2:
+        spent = [_cgroup_value(root, f"cpu/cpu.cfs_{name}_us") for name in ("quota", "period")]
+    try:
+        quota, period = float(spent[0]), float(spent[1])
+    except ValueError:  # "max", or no such file
+        return None
+    return quota / period if quota > 0 and period > 0 else None
+
+
+@functools.cache
+def memory_limit_bytes(root: Path = _CGROUPS) -> int | None:
+    """How much memory this container may take; None where nothing limits it."""
+    text = _cgroup_value(root, "memory.max") or _cgroup_value(root, "memory/memory.limit_in_bytes")
+    # Version 1 writes the largest page-aligned number for "no limit".
+    return int(text) if text.isdigit() and int(text) < 1 << 60 else None
+
+
+def _cgroup_value(root: Path, name: str) -> str:
+    # Inside a container its own group is the root of what can be seen.
+    try:
+        return (root / name).read_text().strip()
+    except OSError:
+        return ""
 
 
 def cache_dir(purpose: str) -> Path | None:

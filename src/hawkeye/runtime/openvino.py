@@ -155,7 +155,11 @@ def _open(
 
 def throughput(path: Path, spec: ModelSpec, *, runtime: RuntimeName, threads: int = 0, seconds: float = 1.5) -> float:
     """Frames per second with as many requests in flight as OpenVINO thinks best, the network alone."""
-    queue = OpenVinoQueue(path, spec, runtime, threads=threads)
+    return rate(OpenVinoQueue(path, spec, runtime, threads=threads), seconds)
+
+
+def rate(queue: OpenVinoQueue, seconds: float = 1.5) -> float:
+    """Frames per second of a queue with all its requests in flight, the network alone."""
 
     def same(_: NDArray[Any]) -> None:
         """The canvas stays as it is, and the output is not wanted."""
@@ -169,6 +173,13 @@ def throughput(path: Path, spec: ModelSpec, *, runtime: RuntimeName, threads: in
         frames += 1
     queue.close()
     return frames / (time.perf_counter() - started)
+
+
+def capabilities() -> dict[str, Any]:
+    """OpenVINO's `version`, and the `precisions` that it can compute in on this CPU, such as "FP32" or "INT8"."""
+    known = ("FP32", "BF16", "FP16", "INT8")
+    found = ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return {"version": ov.get_version().partition("-")[0], "precisions": [name for name in known if name in found]}
 
 
 def execution_precisions(path: Path, *, hint: str | None = "f32", threads: int = 0) -> list[dict[str, Any]]:
