@@ -18,15 +18,25 @@ NAMES = ("blue", "green", "red")
 SPEC = ModelSpec(imgsz=64, names=NAMES, strides=(8, 16, 32))
 
 
-def save_ir(path: Path, *, outputs: int = 3, dynamic: bool = False, stock_head: bool = False) -> Path:
+def save_ir(
+    path: Path,
+    *,
+    outputs: int = 3,
+    dynamic: bool = False,
+    stock_head: bool = False,
+    floor: float = 0.0,
+    int8: bool = False,
+) -> Path:
     """Write the .xml and .bin; `outputs` classes, or another number to be wrong on purpose.
 
+    Scores are lower by `floor`, so what is dimmer is not found; `int8` puts a quantizer in.
     With `stock_head` the boxes come from the constants that a real YOLOv8 head has: cells, strides, target shapes.
     """
     import openvino as ov
     from openvino import opset13 as op
 
     picture = op.parameter([-1, 3, -1, -1] if dynamic else [1, 3, 64, 64], np.float32, name="images")
+    pixels = op.fake_quantize(picture, *(op.constant(np.float32(v)) for v in (0, 1, 0, 1)), 256) if int8 else picture
     levels = []
     for stride in SPEC.strides:
         side = 64 // stride
@@ -35,7 +45,8 @@ def save_ir(path: Path, *, outputs: int = 3, dynamic: bool = False, stock_head: 
         for out in range(min(outputs, 3)):
             kernel[out, 2 - out] = 1 / stride**2
         zeros = [0, 0]
-        score = op.convolution(picture, op.constant(kernel), [stride] * 2, zeros, zeros, [1, 1])
+        score = op.convolution(pixels, op.constant(kernel), [stride] * 2, zeros, zeros, [1, 1])
+        score = op.subtract(score, op.constant(np.float32(floor))) if floor else score
         score = op.reshape(score, op.constant(np.array([1, outputs, -1 if stock_head else side * side])), False)
         if stock_head:
             levels.append(score)

@@ -140,7 +140,7 @@ def _worst_class(
         return _gate(config.class_drop, None, row, why)
     worst = min(known, key=lambda c: c["ap50_change"])
     told = f"{worst['name']}; {len(known)} of {len(classes or ())} classes have {config.class_objects} objects"
-    return _gate(config.class_drop, -worst["ap50_change"], row, told)
+    return _gate(config.class_drop, 0.0 - worst["ap50_change"], row, told)
 
 
 def _gate(limit: float | None, value: float | None, row: str, detail: str | None = None) -> dict[str, Any]:
