@@ -123,6 +123,8 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     try:
         with Image.open(path) as header:
             width, height = header.size
+    except Image.DecompressionBombError:  # its limit is above ours
+        raise DataError(f"{path} is too large", expected=f"at most {MAX_PIXELS:,} pixels") from None
     except Exception as error:  # Pillow raises many kinds for hostile files; all mean the same here
         raise DataError(f"cannot read {path}", got=type(error).__name__, expected="a picture") from None
     if width * height > MAX_PIXELS:

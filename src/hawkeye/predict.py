@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hawkeye.artifact import Artifact, write_json
-from hawkeye.data import readable
+from hawkeye.data import read_image, readable
 from hawkeye.errors import DataError
 from hawkeye.lane import StreamStatus
 from hawkeye.live import LiveSession
@@ -109,9 +109,8 @@ def predict(
         DataError: nothing there, more than 10 % of the pictures cannot be read, or every source failed.
         ModelError: the model cannot be used.
     """
-    sources = _sources(pictures)
-    runner, names, words = open_engine(source, kind=engine, resolution=resolution,
-                                       worth_measuring=_much(sources), **options)  # fmt: skip
+    sources, much = _sources(pictures)
+    runner, names, words = open_engine(source, kind=engine, resolution=resolution, worth_measuring=much, **options)
     drawn, videos = Pictures(out / "pictures"), Videos(out / "videos", live=draw_pictures is True)
     counter = _Total()
     outputs: list[Output] = [JsonLines(out / RESULTS), counter]
@@ -162,11 +161,10 @@ def count(
     """
     for kind in formats:
         check_format(Path(f"x.{kind}"))
-    found = _sources(sources)
+    found, much = _sources(sources)
     # The tracker also wants what is hardly seen: it prolongs tracks and begins none.
     options = {"conf": 0.1, **options}
-    runner, names, words = open_engine(source, kind=engine, resolution=resolution, worth_measuring=_much(found),
-                                       **options)  # fmt: skip
+    runner, names, words = open_engine(source, kind=engine, resolution=resolution, worth_measuring=much, **options)
     videos = Videos(out / "videos", live=True)
     outputs: list[Output] = [EventsCsv(out / EVENTS), *([videos] if draw_video else [])]
     session = LiveSession(runner, names, outputs=outputs, bucket_s=bucket_s)
@@ -185,25 +183,29 @@ def count(
                     words)  # fmt: skip
 
 
-def _sources(named: str | Path | Sequence[str | Path]) -> list[Source]:
-    """The sources that are named; where none of them can be read, that is told before the model is opened."""
+def _sources(named: str | Path | Sequence[str | Path]) -> tuple[list[Source], bool]:
+    """The sources that are named, and whether there is enough in them to measure engines first.
+
+    Where none of them can be read, that is told before the model is opened.
+    """
     found = find_sources([named] if isinstance(named, str | Path) else named)
-    failures = []
+    failures, frames = [], 0
     for source in found:
         try:
-            if source.kind == "pictures":
+            if source.kind == "pictures" and len(source.pictures) > 1:
                 readable(source.pictures)
+            elif source.kind == "pictures":
+                read_image(source.pictures[0])
             elif source.kind == "video":
-                open_source(source).close()
+                capture = open_source(source)
+                frames += capture.frames
+                capture.close()
         except DataError as error:
             failures.append(error)
     if len(failures) == len(found):
         raise failures[0]
-    return found
-
-
-def _much(sources: Sequence[Source]) -> bool:
-    return any(source.kind != "pictures" for source in sources) or sum(len(s.pictures) for s in sources) > _FEW_FRAMES
+    frames += sum(len(source.pictures) for source in found)
+    return found, frames > _FEW_FRAMES or any(source.live for source in found)
 
 
 def _work(

@@ -93,6 +93,8 @@ def open_engine(
         ModelError, ConfigError: the model or an option cannot be used, or the two do not fit.
     """
     size = re.fullmatch(r"fixed:([1-9]\d{1,4})", resolution or "")
+    if kind == "async" and resolution is not None and size is None:
+        raise _only_sync(resolution)
     detectors: list[Detector] = []
 
     def open_policy() -> Policy:
@@ -114,9 +116,7 @@ def open_engine(
     make_queue = getattr(detector.runtime, "queue", None) if detector else None
     if detector is None or make_queue is None:
         if kind == "async":
-            raise ConfigError("--engine async does not fit", got=f"resolution {resolution or 'of the model'}, "
-                              f"{detector.runtime.name if detector else 'several looks at a frame'}",
-                              expected="a fixed resolution and an OpenVINO file", mend="use --engine sync")  # fmt: skip
+            raise _only_sync(detector.runtime.name if detector else str(resolution))
         return Engine(sync, timeout_s=timeout_s), first.names, "sync"
 
     def several() -> Backend:
@@ -131,3 +131,8 @@ def open_engine(
     noise = np.random.default_rng(0).integers(0, 255, (720, 1280, 3), np.uint8)
     make, words = choose(lambda: SyncBackend(lambda _: first), several, noise)
     return Engine(make if make is several else sync, timeout_s=timeout_s), first.names, words
+
+
+def _only_sync(got: str) -> ConfigError:
+    return ConfigError("--engine async does not fit", got=got, expected="a fixed resolution and an OpenVINO model",
+                       mend="use --engine sync, or --resolution fixed:640")  # fmt: skip

@@ -26,7 +26,7 @@ VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".m
                             ".wmv", ".flv", ".3gp"})  # fmt: skip
 _KINDS = " ".join(sorted(IMAGE_SUFFIXES | VIDEO_SUFFIXES))
 SCHEMES = ("rtsp", "rtsps", "http", "https")
-OPEN_TIMEOUT_MS = READ_TIMEOUT_MS = 5000
+TIMEOUT_MS = 5000  # for connecting, and for each frame
 _EXPECTED = "a picture, a folder, a pattern, a video, the number of a camera, or an rtsp:// or http:// address"
 # Play lists are text that makes FFmpeg open other files and addresses.
 _PLAY_LISTS = (b"#EXTM3U", b"ffconcat")
@@ -187,9 +187,17 @@ class PictureCapture:
 
 
 class VideoCapture:
-    """A video file, a camera or an address through OpenCV's FFmpeg and V4L2; see `Capture`."""
+    """A video file, a camera or an address through OpenCV's FFmpeg and V4L2; see `Capture`.
 
-    def __init__(self, source: Source) -> None:
+    Args:
+        source: not pictures.
+        timeout_ms: for connecting, and for each frame of an address.
+
+    Raises:
+        DataError: it is not there, cannot be read, or states more than 50 megapixels.
+    """
+
+    def __init__(self, source: Source, *, timeout_ms: int = TIMEOUT_MS) -> None:
         # FFmpeg's own lines would break the progress bar, and may show an address with its password.
         os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
         cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
@@ -204,16 +212,17 @@ class VideoCapture:
             # One thread for a live source: frame threads hold pictures back.
             threads = [cv2.CAP_PROP_N_THREADS, 1] if source.live else []
             self._capture = cv2.VideoCapture(source.target, cv2.CAP_FFMPEG, [
-                cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, OPEN_TIMEOUT_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, READ_TIMEOUT_MS,
+                cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, timeout_ms, cv2.CAP_PROP_READ_TIMEOUT_MSEC, timeout_ms,
                 *threads])  # fmt: skip
         if not self._capture.isOpened():
             raise DataError(f"cannot open {source.label}", got="no pictures in it, or no answer",
                             mend=_MEND[source.kind])  # fmt: skip
-        try:
-            self._check_size(self._get(cv2.CAP_PROP_FRAME_WIDTH), self._get(cv2.CAP_PROP_FRAME_HEIGHT))
-        except DataError:
+        # Once is enough: OpenCV gives every frame of one connection at this size, whatever size it comes in.
+        width, height = self._get(cv2.CAP_PROP_FRAME_WIDTH), self._get(cv2.CAP_PROP_FRAME_HEIGHT)
+        if width * height > MAX_PIXELS:
             self.close()
-            raise
+            raise DataError(f"the pictures of {source.label} are too large", got=f"{width:.0f}x{height:.0f}",
+                            expected=f"at most {MAX_PIXELS:,} pixels")  # fmt: skip
         self.fps = fps if 0 < (fps := self._get(cv2.CAP_PROP_FPS)) <= 1000 else 0.0
         # Streams without an end state a negative number.
         self.frames = max(0, int(self._get(cv2.CAP_PROP_FRAME_COUNT))) if source.kind != "camera" else 0
@@ -226,7 +235,6 @@ class VideoCapture:
             raise DataError(f"cannot decode {self._label}", got=str(error.err)) from None
         if not good or image is None:
             return None
-        self._check_size(image.shape[1], image.shape[0])
         if image.ndim == 2:
             image = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
         return Shot(np.asarray(image, np.uint8), self._get(cv2.CAP_PROP_POS_MSEC) / 1e3)
@@ -238,11 +246,6 @@ class VideoCapture:
     def _get(self, what: int) -> float:
         value: Any = self._capture.get(what)
         return float(value)
-
-    def _check_size(self, width: float, height: float) -> None:
-        if width * height > MAX_PIXELS:
-            raise DataError(f"the pictures of {self._label} are too large", got=f"{width:.0f}x{height:.0f}",
-                            expected=f"at most {MAX_PIXELS:,} pixels")  # fmt: skip
 
 
 def _check_file(path: Path) -> None:

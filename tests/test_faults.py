@@ -1,0 +1,421 @@
+"""Bad input and faults, with real files and a real server: each is a clear error or a counted skip, never a crash."""
+
+from __future__ import annotations
+
+import json
+import struct
+import threading
+import time
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+import tiny_ir
+from hawkeye.artifact import write_bytes
+from hawkeye.cli import run
+from hawkeye.data import read_image
+from hawkeye.errors import ConfigError, DataError, StorageError
+from hawkeye.live import LiveSession
+from hawkeye.outputs import JsonLines, draw
+from hawkeye.predict import count, predict
+from hawkeye.runtime.source import VideoCapture, find_sources
+from hawkeye.runtime.stream import Stream
+from hawkeye.track.rules import parse_rules
+from live_fakes import (
+    NAMES,
+    FakeCapture,
+    FakeNetwork,
+    capture_threads,
+    engine,
+    file_of,
+    jpeg,
+    mjpeg_camera,
+    picture,
+    source,
+    until,
+)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return tiny_ir.stock_folder(tmp_path / "model", stock_head=True)
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that states a size and holds next to nothing."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+    )
+
+
+def write_video(path: Path, frames: int = 30, size: tuple[int, int] = (64, 64)) -> Path:
+    writer = cv2.VideoWriter(
+        str(path), cv2.VideoWriter.fourcc(*("MJPG" if path.suffix == ".avi" else "mp4v")), 10.0, size
+    )
+    for number in range(frames):
+        writer.write(picture(number * 8 % 256, (size[1], size[0])))
+    writer.release()
+    return path
+
+
+# -- pictures ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("empty.png", b"", "cannot read"),
+        ("noise.jpg", bytes(range(256)) * 20, "cannot read"),
+        ("text.bmp", b"BM this is no bitmap", "cannot read"),
+        ("cut.png", jpeg(picture(1))[:30], "cannot read"),
+        ("bomb.png", png_header(30_000, 30_000), "too large"),
+        ("bomb2.png", png_header(100_000, 501), "too large"),
+    ],
+)
+def test_a_picture_that_cannot_be_used(model, tmp_path, capsys, name, content, message):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        read_image(path)
+    assert run(["predict", str(path), "--model", str(model), "--out", str(tmp_path / "out")]) == 2
+    text = capsys.readouterr().err
+    assert text.startswith("error: ")
+    assert name in text
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_truncated_picture_is_decoded_as_far_as_it_goes_or_told(tmp_path):
+    """A JPEG cut in its middle is grey at the end, as in every viewer; a PNG without its end likewise or an error."""
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    whole = cv2.imencode(".jpg", noise)[1].tobytes()
+    (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    try:
+        assert read_image(tmp_path / "cut.jpg").shape == (64, 64, 3)
+    except DataError as error:
+        assert "damaged" in str(error)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1", "I;16", "CMYK"])
+def test_every_kind_of_picture_becomes_three_channels_of_a_byte(tmp_path, mode):
+    path = tmp_path / ("x.jpg" if mode == "CMYK" else "x.png")
+    if mode == "I;16":
+        Image.fromarray(np.full((20, 30), 40_000, np.uint16)).save(path)
+    else:
+        Image.new("RGB", (30, 20), (156, 156, 156)).convert(mode).save(path)
+    image = read_image(path)
+    assert (image.shape, image.dtype) == ((20, 30, 3), np.uint8)
+    if mode != "1":
+        assert abs(int(image.mean()) - 156) <= 3
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_rotated_pictures_are_turned_upright(tmp_path, orientation):
+    """Against Pillow's own turning."""
+    from PIL import ImageOps
+
+    pixels = np.zeros((16, 32, 3), np.uint8)
+    pixels[:8, :8] = (255, 0, 0)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(tmp_path / "x.jpg", exif=exif, quality=95)
+    with Image.open(tmp_path / "x.jpg") as opened:
+        upright = np.asarray(ImageOps.exif_transpose(opened))[..., ::-1]
+    image = read_image(tmp_path / "x.jpg")
+    assert image.shape == upright.shape
+    assert np.abs(image.astype(int) - upright).max() < 20
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 500), (500, 1), (2, 3)])
+def test_the_smallest_pictures(model, tmp_path, size):
+    cv2.imwrite(str(tmp_path / "x.png"), picture(255, size))
+    done = predict(model, tmp_path / "x.png", out=tmp_path / "out", threads=1)
+    row = json.loads(done.results.read_text())
+    assert (row["height"], row["width"]) == size
+    assert cv2.imread(str(done.pictures[0])).shape == (*size, 3)
+
+
+def test_some_bad_pictures_of_many_are_skipped_and_counted(model, tmp_path, capsys):
+    for number in range(19):
+        cv2.imwrite(str(tmp_path / f"{number:02}.png"), picture(200, (8, 8)))
+    (tmp_path / "bad.png").write_bytes(b"broken")
+    assert run(["predict", str(tmp_path), "--model", str(model), "--out", str(tmp_path / "out")]) == 0
+    assert "1 could not be read" in capsys.readouterr().out
+    assert (tmp_path / "out/predictions.jsonl").read_text().count("\n") == 19
+
+
+def test_frames_outside_every_shape_are_refused_by_drawing_too():
+    found = FakeNetwork(lambda _: (-1e6, -1e6, 1e6, 1e6))(picture(0))
+    assert draw(picture(0), found, NAMES).shape == (40, 60, 3)
+
+
+# -- videos -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("empty.mp4", b"", "is empty"),
+        ("noise.mp4", bytes(range(256)) * 100, "cannot open"),
+        ("list.ts", b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n", "play list"),
+        ("list.mkv", b"ffconcat version 1.0\nfile /etc/passwd\n", "play list"),
+        ("spaced.mp4", b"\xef\xbb\xbf\n #EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n", "cannot open"),
+    ],
+)
+def test_a_video_that_cannot_be_used(model, tmp_path, capsys, name, content, message):
+    path = tmp_path / name
+    path.write_bytes(content)
+    assert run(["count", str(path), "--model", str(model), "--out", str(tmp_path / "out")]) == 2
+    text = capsys.readouterr().err
+    assert message in text
+    assert name in text
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_video_that_was_cut_off_counts_what_is_there_and_says_so(tmp_path):
+    path = write_video(tmp_path / "v.avi", 40)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    session = LiveSession(engine(), NAMES)
+    session.add(Stream(find_sources([path])[0]))
+    session.run()
+    (status,) = session.status()
+    assert 0 < status.done < 36
+    assert (status.state, "ended after" in status.error) == ("ended", True)
+
+
+def test_a_video_with_damaged_frames_goes_on(tmp_path):
+    path = write_video(tmp_path / "v.mp4", 60)
+    content = bytearray(path.read_bytes())
+    start = content.index(b"mdat") + 400
+    content[start : start + 150] = b"\xff" * 150
+    path.write_bytes(content)
+    session = LiveSession(engine(), NAMES)
+    session.add(Stream(find_sources([path])[0]))
+    session.run()
+    (status,) = session.status()
+    assert status.state in ("ended", "failed")
+    assert status.done > 0
+
+
+def test_a_video_of_too_many_pixels_is_refused_before_its_first_frame(tmp_path):
+    """A small video whose headers, those of the JPEGs in it too, are changed to state 8,000 by 8,000 pixels."""
+    path = write_video(tmp_path / "v.avi", 3)
+    content = path.read_bytes().replace(struct.pack("<II", 64, 64), struct.pack("<II", 8000, 8000))
+    small, large = (b"\xff\xc0\x00\x11\x08" + struct.pack(">HH", side, side) for side in (64, 8000))
+    assert content.count(small) == 3
+    path.write_bytes(content.replace(small, large))
+    with pytest.raises(DataError, match="too large") as caught:
+        VideoCapture(find_sources([path])[0])
+    assert "8000x8000" in str(caught.value)
+
+
+def test_a_live_source_that_turns_too_large_is_tried_again():
+    opened: list[int] = []
+
+    def open_(_):
+        opened.append(1)
+        if len(opened) == 2:
+            raise DataError("the pictures of the camera are too large", got="8000x8000")
+        return FakeCapture([picture(len(opened))])
+
+    stream = Stream(source(kind="url"), open_=open_, backoff_s=(0.01, 0.01))
+    stream.start()
+    until(lambda: stream.captured >= 2)
+    assert stream.failure is None
+    assert stream.stop()
+
+
+# -- live streams -----------------------------------------------------------------------------------------------------
+
+
+def test_a_camera_that_changes_its_size_without_closing_is_shown_at_its_first_size():
+    """OpenCV scales later frames: boxes and rules stay where they are."""
+
+    def play(send, visit):
+        for number in range(30):
+            size = (48, 64) if number < 10 else (96, 128)
+            image = picture(0, size)
+            image[: size[0] // 2] = 200
+            send(jpeg(image))
+            time.sleep(0.01)
+        time.sleep(1)
+
+    with mjpeg_camera(play) as address:
+        capture = VideoCapture(find_sources([address])[0])
+        shots = [capture.read() for _ in range(30)]
+        capture.close()
+    for shot in (shots[0], shots[-1]):
+        assert shot is not None
+        assert shot.image.shape == (48, 64, 3)
+        assert abs(int(shot.image[10].mean()) - 200) < 5
+        assert shot.image[40].mean() < 5
+
+
+def test_a_stream_that_stalls_is_no_data_and_comes_back():
+    stall = threading.Event()
+
+    def play(send, visit):
+        while True:
+            send(jpeg(picture(visit, (48, 64))))
+            time.sleep(0.02)
+            if visit == 1 and stall.is_set():
+                time.sleep(3)
+
+    with mjpeg_camera(play) as address:
+        stream = Stream(find_sources([address])[0], stall_s=0.2, backoff_s=(0.05, 0.05),
+                        open_=lambda found: VideoCapture(found, timeout_ms=600))  # fmt: skip
+        stream.start()
+        until(lambda: stream.state == "live")
+        stall.set()
+        until(lambda: stream.state == "no data")
+        until(lambda: stream.state == "live" and stream.reconnects == 1)
+        assert stream.stop(3)
+
+
+def test_garbage_in_a_stream_does_not_end_it():
+    def play(send, visit):
+        for number in range(40):
+            send(b"\x00garbage" * 200 if number == 10 else jpeg(picture(50, (48, 64))))
+            time.sleep(0.01)
+
+    with mjpeg_camera(play) as address:
+        stream = Stream(find_sources([address])[0], backoff_s=(0.02, 0.02))
+        stream.start()
+        until(lambda: stream.captured > 45)
+        assert stream.stop(3)
+
+
+@pytest.mark.parametrize(
+    "place", ["http://127.0.0.1:1/live", "rtsp://u:geheim@127.0.0.1:1/live", "http://127.0.0.1:1/"]
+)
+def test_nobody_answers(place):
+    stream = Stream(find_sources([place])[0], connect_s=0.1, backoff_s=(0.05, 0.05))
+    stream.start()
+    until(lambda: stream.state == "failed")
+    assert "never gave a picture" in str(stream.failure)
+    assert "geheim" not in f"{stream.failure} {stream.error}"
+
+
+def test_faults_leave_no_thread_behind():
+    before = set(capture_threads())
+
+    def play(send, visit):
+        send(jpeg(picture(50, (48, 64))))
+
+    with mjpeg_camera(play) as address:
+        session = LiveSession(engine(), NAMES)
+        for number in range(3):
+            (found,) = find_sources([f"{address}&{number}"])
+            session.add(Stream(type(found)("url", f"c{number}", found.label, found.target), backoff_s=(0.02, 0.02)))
+        session.start()
+        until(lambda: all(row.reconnects > 3 for row in session.status()))
+        session.stop()
+        until(lambda: set(capture_threads()) <= before)
+
+
+# -- models, rules, disk ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"task": "segment"}, "not a detector"),
+        ({"names": {0: "one"}}, "detector's output"),
+        ({"task": "pose"}, "not a"),
+    ],
+)
+def test_a_model_of_another_task_or_class_count(tmp_path, capsys, change, message):
+    model = tiny_ir.stock_folder(tmp_path / "m", **change)
+    cv2.imwrite(str(tmp_path / "x.png"), picture(1))
+    assert run(["predict", str(tmp_path / "x.png"), "--model", str(model), "--out", str(tmp_path / "o")]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--line", "0,0,1000,0"], "outside"),
+        (["--line", "0.5,0,0.5"], "four numbers"),
+        (["--line", "a,b,c,d"], "x1,y1,x2,y2"),
+        (["--zone", "0,0,1,1"], "pairs of numbers"),
+        (["--line", "0,0,1,1:a", "--line", "0,1,1,0:a"], "same name"),
+        (["--rules", "none.toml"], "none.toml"),
+        (["--classes", "rad"], "did you mean 'red'"),
+        (["--every", "soon"], "--every"),
+        (["--series", "xls"], "xls"),
+        (["--fps", "0"], "--fps"),
+        (["--conf", "7"], "conf"),
+        (["--resolution", "huge"], "no resolution"),
+        (["--engine", "async", "--resolution", "adaptive"], "--engine"),
+    ],
+)
+def test_what_a_tired_operator_types(model, tmp_path, capsys, options, words):
+    video = write_video(tmp_path / "v.mp4", 4)
+    out = tmp_path / "out"
+    assert run(["count", str(video), "--model", str(model), "--out", str(out), "--threads", "1", *options]) == 2
+    text = capsys.readouterr().err
+    assert text.replace("engine: ", "").count("error: ") == 1
+    assert words in text
+    assert not list(out.rglob("*")) or not (out / "counts.json").exists()
+
+
+def test_no_source_and_no_model(model, tmp_path, capsys):
+    assert run(["predict", "--model", str(model)]) == 2
+    assert "no source was named" in capsys.readouterr().err
+    cv2.imwrite(str(tmp_path / "x.png"), picture(1))
+    assert run(["predict", str(tmp_path / "x.png"), "--model", str(tmp_path / "none")]) == 2
+    assert "there is no model" in capsys.readouterr().err
+
+
+def test_a_disk_that_refuses_is_one_clear_error(tmp_path):
+    """/dev/full takes every byte and then says that the disk is full."""
+
+    class Full(JsonLines):
+        def __init__(self) -> None:
+            super().__init__(tmp_path / "o.jsonl")
+            self._text._file = Path("/dev/full").open("w", buffering=1)  # noqa: SIM115
+
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    session = LiveSession(engine(), NAMES, outputs=[Full()])
+    session.add(Stream(source(), open_=file_of(5)))
+    with pytest.raises(StorageError, match="o.jsonl"):
+        session.run()
+
+
+def test_what_was_begun_keeps_its_part_when_everything_failed(tmp_path):
+    def broken(_):
+        return FakeCapture([picture(1), RuntimeError("x")], frames=5)
+
+    session = LiveSession(engine(), NAMES, outputs=[JsonLines(tmp_path / "o.jsonl")])
+    session.add(Stream(source(), open_=broken))
+    session.run()
+    assert [path.name for path in tmp_path.iterdir()] == ["o.jsonl.part"]
+
+
+def test_counting_pictures_in_order(model, tmp_path):
+    for number in range(12):
+        image = np.zeros((64, 64, 3), np.uint8)
+        image[16:32, 16:32, 2] = 255
+        write_bytes(tmp_path / "f" / f"{number:03}.png", cv2.imencode(".png", image)[1].tobytes())
+    done = count(model, tmp_path / "f", out=tmp_path / "o", conf=0.8, threads=1, fps=4.0, agnostic=True, iou=0.01)
+    (status,) = done.streams
+    assert status.counts["picture"]["enter"] >= 1
+    assert status.done == 12
+    with pytest.raises(ConfigError, match="class"):
+        count(model, tmp_path / "f", out=tmp_path / "o", threads=1,
+              rules=[rule_of("elephant")])  # fmt: skip
+
+
+def rule_of(name: str):
+    from dataclasses import replace
+
+    return replace(parse_rules(["0.5,0,0.5,1"])[0], classes=(name,))
