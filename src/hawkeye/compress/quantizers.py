@@ -1,7 +1,7 @@
 """The quantizers of a calibrated network: read from OpenVINO IR, written back to it, and copied into a Q/DQ ONNX graph.
 
 NNCF decides on OpenVINO IR where quantizers sit and where their ranges begin. Both files are written from the one
-record that is read here, so they hold the same integers; and the record is what quantization-aware training starts from.
+record that is read here, so they hold the same integers; quantization-aware training starts from the same record.
 """
 
 from __future__ import annotations

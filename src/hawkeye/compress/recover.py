@@ -21,7 +21,7 @@ from hawkeye import __version__, artifact
 from hawkeye.artifact import Artifact
 from hawkeye.compress import yolo
 from hawkeye.compress.prune import load_batches
-from hawkeye.compress.training import Batch, Source, fit_
+from hawkeye.compress.training import Batch, Objective, Source, fit_
 from hawkeye.config import RecoverConfig
 from hawkeye.data import content_digest, load_dataset, split_holdout, training_images
 from hawkeye.errors import DataError, ModelError
@@ -97,24 +97,12 @@ def recover(source: Artifact, config: RecoverConfig, *, teacher: Artifact, out: 
         raise DataError("too few pictures to learn from", got=len(labelled) + len(unlabelled),
                         expected="at least 2, one of which is set aside to choose the best weights on")  # fmt: skip
     names = loaded.names
-    data = _Mixed(learn_l, learn_u, names, imgsz, config.mosaic)
-    detection = yolo.detection_loss(model) if learn_l and config.labels else None
-
-    def objective(student: nn.Module, batch: Batch) -> Tensor:
-        pixels = _pixels(batch["img"])
-        with torch.no_grad(), torch.autocast(config.device, torch.bfloat16):
-            wanted = original(pixels)[1]
-        got = student(pixels)
-        loss = distillation_loss(got, wanted, config.features, kept)
-        if detection is not None and batch["labelled"].any():
-            loss = loss + config.labels * _labelled_loss(detection, got, batch)
-        return loss
-
+    lessons, objective = distillation(model, original, (learn_l, learn_u), names, imgsz, kept, config)
     say(f"recovering on {len(learn_l)} labelled and {len(learn_u)} unlabelled pictures, "
         f"judged on {min(64, len(judge_l) + len(judge_u))} held-out training pictures")  # fmt: skip
-    judge = _agreement(original, (judge_l + judge_u)[:64], imgsz, config.device)
+    judge = agreement(original, (judge_l + judge_u)[:64], imgsz, config.device)
     state = out / "training" / f"{key[:16]}.pt"
-    curve, best, start = fit_(model, Source(data, data.collate), objective, judge, config, state=state, title="recover")
+    curve, best, start = fit_(model, lessons, objective, judge, config, state=state, title="recover")
     target = out / "recovered.pt"
     yolo.freeze_statistics_(model, False)
     yolo.save_checkpoint(target, model.cpu(), names=names, imgsz=imgsz)
@@ -128,6 +116,43 @@ def recover(source: Artifact, config: RecoverConfig, *, teacher: Artifact, out: 
     )  # fmt: skip
     state.unlink(missing_ok=True)
     return result
+
+
+def distillation(
+    model: nn.Module,
+    original: nn.Module,
+    pictures: tuple[Sequence[Path], Sequence[Path]],
+    names: Sequence[str],
+    imgsz: int,
+    kept: Sequence[Tensor],
+    config: RecoverConfig,
+) -> tuple[Source, Objective]:
+    """What to learn from, and the loss: distance from the original, and the detection loss where there are labels.
+
+    Args:
+        model: the student.
+        original: the teacher, on the device.
+        pictures: labelled and unlabelled ones.
+        names: class names by index.
+        imgsz: side of a sample in pixels.
+        kept: per level, the teacher's channels that the student has kept.
+        config: weights of the parts, mosaic, device.
+    """
+    labelled, unlabelled = pictures
+    data = _Mixed(labelled, unlabelled, names, imgsz, config.mosaic)
+    detection = yolo.detection_loss(model) if labelled and config.labels else None
+
+    def objective(student: nn.Module, batch: Batch) -> Tensor:
+        pixels = _pixels(batch["img"])
+        with torch.no_grad(), torch.autocast(config.device, torch.bfloat16):
+            wanted = original(pixels)[1]
+        got = student(pixels)
+        loss = distillation_loss(got, wanted, config.features, kept)
+        if detection is not None and batch["labelled"].any():
+            loss = loss + config.labels * _labelled_loss(detection, got, batch)
+        return loss
+
+    return Source(data, data.collate), objective
 
 
 def train(
@@ -148,7 +173,7 @@ def train(
         The checkpoint, `out / "trained.pt"`; an existing one is returned as it is.
     """
     # Statistics of BatchNorm must be learned here, and half of the pictures stay whole so that large objects are seen.
-    config = RecoverConfig(budget=budget, lr=lr, seed=seed, freeze_bn=False, ema=0.99, mosaic=0.5, checks=8)
+    config = RecoverConfig(budget=budget, optimizer="adamw", lr=lr, seed=seed, freeze_bn=False, ema=0.99, mosaic=0.5, checks=8)
     target = out / "trained.pt"
     if target.is_file():
         return target
@@ -229,14 +254,15 @@ def _kept_features(source: Artifact, original: nn.Module, config: RecoverConfig)
     return [torch.tensor(index, device=config.device) for _, index in sorted(recorded.items())]
 
 
-def _agreement(original: nn.Module, pictures: Sequence[Path], imgsz: int, device: str) -> Callable[[nn.Module], float]:
+def agreement(original: nn.Module, pictures: Sequence[Path], imgsz: int, device: str, *,
+              bfloat16: bool = True) -> Callable[[nn.Module], float]:  # fmt: skip
     """Distillation loss (without features) on pictures that are not trained on."""
     batches = [batch.to(device) for batch in load_batches(pictures, imgsz, 8)]
-    with torch.no_grad(), torch.autocast(device, torch.bfloat16):
+    with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=bfloat16):
         wanted = [{k: v for k, v in original(_channels_last(b))[1].items() if k != "feats"} for b in batches]
 
     def judge(network: nn.Module) -> float:
-        with torch.no_grad(), torch.autocast(device, torch.bfloat16):
+        with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=bfloat16):
             losses = [float(distillation_loss(network(_channels_last(b))[1], w, 0.0, ()))
                       for b, w in zip(batches, wanted, strict=True)]  # fmt: skip
         return sum(losses) / len(losses)

@@ -1,4 +1,4 @@
-"""One training loop for recovery, training from scratch and (later) quantization-aware training.
+"""One training loop for recovery, training from scratch and quantization-aware training.
 
 It is judged on held-out training pictures, goes back to the last good weights when it diverges, and can be killed at
 any moment: at most `config.save_every` of work is lost. The pictures of a step depend on the seed and the step only,
@@ -14,7 +14,7 @@ import math
 import os
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,20 +24,25 @@ import torch
 from torch import Tensor, nn
 
 from hawkeye import artifact
+from hawkeye.compress.optimizer import RelativeMuon
 from hawkeye.config import RecoverConfig
 from hawkeye.errors import DivergenceError, MissingExtraError
 from hawkeye.progress import progress, say
 
 try:
     from lightning_fabric import Fabric
+    from lightning_fabric.strategies import DDPStrategy
 except ImportError as error:  # pragma: no cover - depends on the installation
     raise MissingExtraError("compress", "lightning_fabric") from error
 
 _MAX_ROLLBACKS = 3
 _SPIKE = 4.0  # a loss this many times its running mean is divergence
+_WORSE = 1.02  # so is a judgement this many times the start's, where the start must not be lost
 
 Batch = dict[str, Any]
 Objective = Callable[[nn.Module, Batch], Tensor]
+# Looks at a network that has diverged; what it returns changes a network that has been rolled back.
+Rescue = Callable[[nn.Module], Callable[[nn.Module], None]]
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,8 @@ def fit_(
     *,
     state: Path,
     title: str,
+    exact: Collection[str] = (),
+    rescue: Rescue | None = None,
 ) -> tuple[list[dict[str, Any]], float, float]:
     """Train `model` in place; it ends with the best averaged weights seen at any check.
 
@@ -97,6 +104,9 @@ def fit_(
         config: length, rates, guards.
         state: file to resume from; removed by the caller when its stage is done.
         title: of the progress bar.
+        exact: names of the state that the averaged weights take over as it is.
+        rescue: given, a judgement that is worse than the start's counts as divergence as well, and after each
+            roll-back the network is changed by it.
 
     Returns:
         The curve (one entry a check), the best and the starting judgement.
@@ -107,11 +117,13 @@ def fit_(
     _keep_memory()
     world = int(os.environ.get("WORLD_SIZE", "1"))  # set by torchrun
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    # What a rescue takes out of use gets no gradient any more.
+    ddp: Any = DDPStrategy(find_unused_parameters=True) if rescue is not None else "ddp"
     fabric = Fabric(accelerator=config.device, devices=local, num_nodes=max(1, world // local),
-                    strategy="ddp" if world > 1 else "auto", precision="bf16-mixed")  # fmt: skip
+                    strategy=ddp if world > 1 else "auto", precision="bf16-mixed")  # fmt: skip
     if world > 1:
         fabric.launch()
-    loop = _Loop(fabric, model, config)
+    loop = _Loop(fabric, model, config, exact, rescue)
     loop.resume(state)
     if loop.start_score is None:
         loop.start_score = loop.best_score = judge(loop.average)
@@ -130,14 +142,17 @@ def fit_(
             if loop.progress() >= 1:
                 break
             loss = loop.update(objective, batch)
-            if loop.diverged(loss):
+            lost = loop.diverged(loss)
+            if not lost and (loop.progress() >= loop.next_check() or loop.progress() >= 1):
+                score = judge(loop.average)
+                loop.record(score, loss)
+                lost = rescue is not None and not score <= _WORSE * loop.start_score
+                if not lost:
+                    loop.keep_if_better(score)
+            if lost:
                 if not loop.roll_back():
                     break
                 continue
-            if loop.progress() >= loop.next_check() or loop.progress() >= 1:
-                score = judge(loop.average)
-                loop.keep_if_better(score)
-                loop.record(score, loss)
             loop.save(state, fabric.is_global_zero)
             bar.advance(loop.done() - before, f"loss {loss:.3f}, held out {loop.curve[-1]['held_out']:.4f}")
             before = loop.done()
@@ -172,12 +187,15 @@ class _Endless:
 class _Loop:
     """Weights, optimizer and bookkeeping of one training run."""
 
-    def __init__(self, fabric: Any, model: nn.Module, config: RecoverConfig) -> None:
-        self.config, self.fabric = config, fabric
+    def __init__(
+        self, fabric: Any, model: nn.Module, config: RecoverConfig, exact: Collection[str], rescue: Rescue | None
+    ) -> None:
+        self.config, self.fabric, self.exact, self.rescue = config, fabric, exact, rescue
         model.to(fabric.device, memory_format=torch.channels_last)
         self.raw = model
         self.average = copy.deepcopy(model).requires_grad_(False).eval()
-        optimizer = torch.optim.AdamW(_parameter_groups(model), lr=config.lr)
+        kind = RelativeMuon if config.optimizer == "muon" else torch.optim.AdamW
+        optimizer = kind(_parameter_groups(model), lr=config.lr)
         self.model, self.optimizer = fabric.setup(model, optimizer)
         self.step, self.elapsed, self.scale, self.rollbacks = 0, 0.0, 1.0, 0
         self.mean_loss: float | None = None
@@ -235,8 +253,10 @@ class _Loop:
     def _follow(self) -> None:
         decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
-            for slow, fast in zip(self.average.state_dict().values(), self.raw.state_dict().values(), strict=True):
-                if slow.dtype.is_floating_point:
+            for (name, slow), fast in zip(
+                self.average.state_dict().items(), self.raw.state_dict().values(), strict=True
+            ):
+                if slow.dtype.is_floating_point and name not in self.exact:
                     slow.lerp_(fast.to(slow.dtype), 1 - decay)
                 else:
                     slow.copy_(fast)
@@ -253,7 +273,12 @@ class _Loop:
         """Last good weights, half the rate; False when that has been done too often."""
         self.rollbacks += 1
         step, elapsed = self.step, self.elapsed
+        change = self.rescue(self.raw) if self.rescue is not None else None
         self._restore(self.good)
+        if change is not None:
+            change(self.raw)
+            change(self.average)
+            self.good = self._snapshot()
         self.step, self.elapsed = step, elapsed  # the clock runs on, and the bad batch is not met again
         self.scale *= 0.5
         self.mean_loss = None
