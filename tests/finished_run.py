@@ -59,7 +59,7 @@ def stages(latency_ms: float = 10.0) -> Stages:
             if fmt == "openvino":
                 tiny_ir.save_ir(files[fmt], floor=floor, int8=name.endswith("+int8"))
             else:
-                write_bytes(files[fmt], f"{floor}".encode())
+                write_bytes(files[fmt], f"{floor} {key}".encode())
         size = 70 if name.startswith("pruned") else 100
         return Artifact.create(out, files, started=started, name=name, stage=stage, spec=tiny_ir.SPEC, params=size,
                                macs=1000 * size, key=key, parent_sha256=parent.sha256 if parent else None,
