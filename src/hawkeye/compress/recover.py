@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hawkeye import __version__, artifact
+from hawkeye import artifact, keys
 from hawkeye.artifact import Artifact
 from hawkeye.compress import yolo
 from hawkeye.compress.prune import load_batches
 from hawkeye.compress.training import Batch, Objective, Source, fit_
 from hawkeye.config import RecoverConfig
-from hawkeye.data import content_digest, load_dataset, split_holdout, training_images
+from hawkeye.data import load_dataset, split_holdout, training_images
 from hawkeye.errors import DataError, ModelError
 from hawkeye.progress import say
 
@@ -77,10 +77,7 @@ def recover(source: Artifact, config: RecoverConfig, *, teacher: Artifact, out: 
         DataError: no usable pictures.
     """
     started = time.perf_counter()
-    labelled, unlabelled = training_images(config.data, config.images)
-    settings = config.model_dump(mode="json", exclude={"data", "images", "device", "save_every"})
-    key = artifact.digest("recover", source.sha256, teacher.sha256, settings,
-                          content_digest(labelled + unlabelled), __version__)  # fmt: skip
+    labelled, unlabelled, key = keys.recover(source.sha256, teacher.sha256, config)
     if (done := artifact.reuse(out, key)) is not None:
         return done
     imgsz = config.imgsz or source.spec.imgsz

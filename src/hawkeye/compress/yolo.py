@@ -25,7 +25,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from hawkeye import __version__, artifact, environment
+from hawkeye import __version__, artifact, environment, keys
 from hawkeye.artifact import Artifact, ModelSpec
 from hawkeye.data import read_labels
 from hawkeye.errors import CheckpointError, ConfigError, DataError, MissingExtraError
@@ -497,7 +497,7 @@ def import_original(checkpoint: Path, *, imgsz: int, out: Path) -> Artifact:
     """
     started, checkpoint = time.perf_counter(), Path(checkpoint)
     _check_file(checkpoint)
-    key = artifact.digest("original", artifact.file_sha256(checkpoint), imgsz, __version__)
+    key = keys.original(checkpoint, imgsz)
     if (done := artifact.reuse(out, key)) is not None:
         return done
     loaded = load_checkpoint(checkpoint)
