@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +82,23 @@ def test_dynamic_ir_takes_another_size(tmp_path):
     path = tiny_ir.save_ir(tmp_path / "tiny.xml", dynamic=True)
     with pytest.raises(ModelError, match="128"):
         open_file(path, spec=tiny_ir.SPEC, threads=1, imgsz=128)
+
+
+def test_memory_does_not_grow_with_frames(tmp_path):
+    detector = Detector(tiny_ir.stock_folder(tmp_path), conf=0.9, threads=1)
+    image = red_square()
+    for _ in range(20):
+        detector(image)
+    tracemalloc.start()
+    try:
+        detector(image)
+        before = tracemalloc.get_traced_memory()[0]
+        for _ in range(200):
+            detector(image)
+        grown = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert grown < 4096  # 200 lists of boxes would be 100 KiB
 
 
 def test_classes_by_name_and_index(tmp_path):
