@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -38,33 +38,41 @@ from hawkeye.runtime.stream import Stream
 LIMIT_MIB_PER_MINUTE = 1.0
 _SAMPLE_S = 2.0
 _BREAK_EVERY_S = 20.0
+_SENT_FRAMES = 300
+
+
+def encoded(video: str) -> tuple[float, list[bytes]]:
+    """Seconds between frames and the first frames as JPEG, ready to be sent again and again."""
+    capture = cv2.VideoCapture(video, cv2.CAP_FFMPEG)
+    frames = []
+    while len(frames) < _SENT_FRAMES and (read := capture.read())[0]:
+        frames.append(cv2.imencode(".jpg", read[1])[1].tobytes())
+    pause = 1 / (capture.get(cv2.CAP_PROP_FPS) or 25)
+    capture.release()
+    return pause, frames
 
 
 @contextmanager
 def cameras(videos: list[str]) -> Iterator[list[str]]:
-    """A server in a process thread that plays each video as a camera does; gives an address for each."""
+    """A server in a thread that plays each video as a camera does; gives an address for each."""
+    # Decoded beforehand: OpenCV opens one source at a time, so a server of this process that opened a video while
+    # a client waits for its first frame would wait for that client.
+    ready = [encoded(video) for video in videos]
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:  # noqa: N802
             self.send_response(200)
             self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
             self.end_headers()
-            capture = cv2.VideoCapture(videos[int(self.path.strip("/"))], cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
-            pause, end = 1 / (capture.get(cv2.CAP_PROP_FPS) or 25), time.monotonic() + _BREAK_EVERY_S
-            try:
-                while time.monotonic() < end:
-                    good, image = capture.read()
-                    if not good:
-                        capture.set(cv2.CAP_PROP_POS_FRAMES, 0)
-                        continue
-                    data = cv2.imencode(".jpg", image)[1].tobytes()
-                    self.wfile.write(b"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % len(data))
-                    self.wfile.write(data + b"\r\n")
+            pause, frames = ready[int(self.path.strip("/"))]
+            end = time.monotonic() + _BREAK_EVERY_S
+            with suppress(OSError):  # the reader may go
+                for data in itertools.cycle(frames):
+                    if time.monotonic() > end:
+                        break
+                    head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(data)}\r\n\r\n"
+                    self.wfile.write(head.encode() + data + b"\r\n")
                     time.sleep(pause)
-            except OSError:
-                return  # the reader has gone
-            finally:
-                capture.release()
 
         def log_message(self, *_: Any) -> None:
             """Quiet."""
@@ -137,6 +145,7 @@ def soak(model: str, sources: list[Source], options: argparse.Namespace) -> dict
         "error": None if session.error is None else str(session.error),
         "rss_mib": {"first": mib[0], "after_a_third": mib[len(mib) // 3], "last": mib[-1], "max": max(mib)},
         "rss_mib_per_minute": slope(minutes, mib),
+        "samples": [[round(m, 3), round(r, 2), t] for m, r, t in zip(minutes, mib, threads, strict=True)],
         "threads": {"after_a_third": threads[len(threads) // 3], "last": threads[-1], "max": max(threads)},
         "threads_left": left,
         "environment": environment.describe(),

@@ -301,7 +301,15 @@ def test_nobody_answers(place):
     stream.start()
     until(lambda: stream.state == "failed")
     assert "never gave a picture" in str(stream.failure)
+    assert "Connection refused" in str(stream.failure)
     assert "geheim" not in f"{stream.failure} {stream.error}"
+
+
+def test_an_unknown_host_is_told_without_its_password():
+    (found,) = find_sources(["rtsp://u:geheim@no-such-host.invalid/live"])
+    with pytest.raises(DataError, match="no-such-host.invalid:554") as caught:
+        VideoCapture(found, timeout_ms=500)
+    assert "geheim" not in str(caught.value)
 
 
 def test_faults_leave_no_thread_behind():

@@ -123,14 +123,15 @@ class Lane:
                 sink.no_data(time_s)
         self.totals = self.counter.totals() if self.counter else None
 
-    def finish(self) -> None:
+    def finish(self) -> list[CountEvent]:
         """The stream is over: stays in zones end."""
         if self.counter is None:
-            return
+            return []
         events = self.counter.finish()
         if self.series is not None:
             self.series.add(events)
         self.totals = self.counter.totals()
+        return events
 
     def result(self, frame: Frame, found: Detections, names: tuple[str, ...], events: Sequence[CountEvent]) -> Result:
         """The result of a frame, which becomes the latest."""

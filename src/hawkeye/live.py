@@ -28,6 +28,7 @@ from hawkeye.track.series import CountSeries
 
 _IDLE_S = 0.05  # how long to wait when nothing is to be done; a stop is noticed within this
 _BUSY_S = 0.002
+_JOIN_S = 0.5  # a capture thread that waits for a dead connection is not waited for
 _SILENCE_EVERY_S = 1.0  # how often a silent stream is told to its counter
 
 
@@ -259,8 +260,15 @@ class LiveSession:
         for output in self.outputs:
             output.write(result)
         self._tell(Notice(frame.stream, frame.time_s, "frame", found=found))
+        self._tell_counts(lane, events)
+
+    def _tell_counts(self, lane: Lane, events: Sequence[CountEvent]) -> None:
+        if not events:
+            return
+        for output in self.outputs:
+            output.count(lane.stream.source, events)
         for event in events:
-            self._tell(Notice(frame.stream, event.time_s, "count", event=event))
+            self._tell(Notice(lane.stream.name, event.time_s, "count", event=event))
 
     def _watch_states(self) -> None:
         """Tell counters and outputs of streams that went silent, came back or broke."""
@@ -309,12 +317,16 @@ class LiveSession:
             lanes = list(self._lanes.values())
         for lane in lanes:
             lane.stream.stop(0)
-        until = time.monotonic() + 0.5
+        until = time.monotonic() + _JOIN_S
         for lane in lanes:
             lane.stream.stop(max(0.0, until - time.monotonic()))
-            lane.finish()
         self.engine.close()
         problem: BaseException | None = None
+        for lane in lanes:
+            try:
+                self._tell_counts(lane, lane.finish())
+            except Exception as error:
+                problem = problem or error
         for output in self.outputs:
             try:
                 output.close(finished=finished)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, TextIO
 
 import cv2
 import numpy as np
@@ -62,24 +62,24 @@ class Result:
         return canvas
 
 
-class Output(Protocol):
-    """Takes results one after another."""
+class Output:
+    """Takes results one after another; each kind overrides what it needs.
+
+    Raises (all methods):
+        StorageError: the disk refused.
+    """
 
     def write(self, result: Result) -> None:
-        """One frame.
+        """One frame."""
 
-        Raises:
-            StorageError: the disk refused.
-        """
-        ...
+    def count(self, source: Source, events: Sequence[CountEvent]) -> None:
+        """What was counted at a frame, or when a source ended."""
 
     def state(self, source: Source, time_s: float, state: State, error: str) -> None:
-        """A live source went silent, came back or broke."""
-        ...
+        """A live source went silent, came back or broke; any source failed."""
 
     def close(self, *, finished: bool) -> None:
         """Finish the files; where the work broke off, they keep their `.part`."""
-        ...
 
 
 class _Text:
@@ -112,7 +112,7 @@ class _Text:
                 self.part.replace(self.path)
 
 
-class JsonLines:
+class JsonLines(Output):
     """One JSON object per frame, and one for each time that a live source went silent or came back.
 
     A picture: `image`, `width`, `height`, `detections`. A frame: `source`, `frame`, `time_s` and the same. A detection:
@@ -145,14 +145,11 @@ class JsonLines:
             self._text.flush()
 
 
-class _Csv:
+class _Csv(Output):
     columns: tuple[str, ...] = ()
 
     def __init__(self, path: Path) -> None:
         self._text = _Text(path)
-
-    def state(self, source: Source, time_s: float, state: State, error: str) -> None:
-        """Not a row: see the JSON lines."""
 
     def close(self, *, finished: bool) -> None:
         """See `Output.close`."""
@@ -190,16 +187,15 @@ class EventsCsv(_Csv):
 
     columns = ("source", "time_s", "rule", "kind", "class", "track_id", "seconds")
 
-    def write(self, result: Result) -> None:
-        """See `Output.write`."""
-        label = result.source.label
+    def count(self, source: Source, events: Sequence[CountEvent]) -> None:
+        """See `Output.count`."""
         self._rows([
-            (label, round(e.time_s, 3), e.rule, e.kind, e.class_name, e.track_id,
-             "" if e.seconds is None else round(e.seconds, 3)) for e in result.events
+            (source.label, round(e.time_s, 3), e.rule, e.kind, e.class_name, e.track_id,
+             "" if e.seconds is None else round(e.seconds, 3)) for e in events
         ])  # fmt: skip
 
 
-class Pictures:
+class Pictures(Output):
     """A picture with boxes for each frame: at its own place below the folder, as .jpg.
 
     Attributes:
@@ -221,14 +217,8 @@ class Pictures:
         write_bytes(target, encode_jpeg(result.annotated()))
         self.files.append(target)
 
-    def state(self, source: Source, time_s: float, state: State, error: str) -> None:
-        """Pictures have no states."""
 
-    def close(self, *, finished: bool) -> None:
-        """Each is finished when it is written."""
-
-
-class Videos:
+class Videos(Output):
     """A video (.mp4, MPEG-4 part 2) with boxes for each stream that is not of single pictures.
 
     Attributes:
@@ -248,9 +238,6 @@ class Videos:
         if name not in self._open:
             self._open[name] = _Recording(self._folder / f"{name}.mp4", result)
         self._open[name].write(result)
-
-    def state(self, source: Source, time_s: float, state: State, error: str) -> None:
-        """A recording just shows the last picture a little longer."""
 
     def close(self, *, finished: bool) -> None:
         """See `Output.close`."""

@@ -16,7 +16,7 @@ from hawkeye.data import read_image, readable
 from hawkeye.errors import DataError
 from hawkeye.lane import StreamStatus
 from hawkeye.live import LiveSession
-from hawkeye.outputs import DetectionsCsv, EventsCsv, JsonLines, Output, Pictures, Videos
+from hawkeye.outputs import DetectionsCsv, EventsCsv, JsonLines, Output, Pictures, Result, Videos
 from hawkeye.progress import progress, say
 from hawkeye.runtime.choice import EngineKind, open_engine
 from hawkeye.runtime.source import Source, find_sources, open_source
@@ -266,18 +266,12 @@ def stop_on_signals(session: LiveSession) -> Iterator[None]:
             signal.signal(kind, handler)
 
 
-class _Total:
-    """Adds up what was found; see `outputs.Output`."""
+class _Total(Output):
+    """Adds up what was found."""
 
     def __init__(self) -> None:
         self.frames = self.objects = 0
 
-    def write(self, result: Any) -> None:
+    def write(self, result: Result) -> None:
         self.frames += 1
         self.objects += len(result.found)
-
-    def state(self, *_: Any) -> None:
-        """Not a frame."""
-
-    def close(self, *, finished: bool) -> None:
-        """Nothing is open."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import glob
 import os
 import re
+import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ from hawkeye.errors import DataError
 VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".mjpg", ".mjpeg",
                             ".wmv", ".flv", ".3gp"})  # fmt: skip
 _KINDS = " ".join(sorted(IMAGE_SUFFIXES | VIDEO_SUFFIXES))
-SCHEMES = ("rtsp", "rtsps", "http", "https")
+SCHEMES = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443}  # and their usual ports
 TIMEOUT_MS = 5000  # for connecting, and for each frame
 _EXPECTED = "a picture, a folder, a pattern, a video, the number of a camera, or an rtsp:// or http:// address"
 # Play lists are text that makes FFmpeg open other files and addresses.
@@ -204,6 +205,8 @@ class VideoCapture:
         self._label = source.label
         if source.kind == "video":
             _check_file(Path(str(source.target)))
+        elif source.kind == "url":
+            _check_reachable(source, timeout_ms / 1e3)
         if isinstance(source.target, int):
             backend = cv2.CAP_V4L2 if sys.platform == "linux" else cv2.CAP_ANY
             self._capture = cv2.VideoCapture(source.target, backend)
@@ -259,3 +262,15 @@ def _check_file(path: Path) -> None:
     if start.startswith(_PLAY_LISTS):
         raise DataError(f"{path} is a play list", got="a text that names other files", expected="a video itself",
                         mend="name the files or addresses themselves")  # fmt: skip
+
+
+def _check_reachable(source: Source, timeout_s: float) -> None:
+    """Connect once before OpenCV does: it opens one source at a time, so one dead host would hold up all the others."""
+    parts = urlsplit(str(source.target))
+    address = (parts.hostname or "", parts.port or SCHEMES[parts.scheme.lower()])
+    try:
+        socket.create_connection(address, timeout_s).close()
+    except OSError as error:
+        reason = error.strerror or ("no answer" if isinstance(error, TimeoutError) else type(error).__name__)
+        raise DataError(f"cannot open {source.label}", got=f"{address[0]}:{address[1]}: {reason}",
+                        mend="check that it is on, and its address") from None  # fmt: skip
