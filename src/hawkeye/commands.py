@@ -22,6 +22,7 @@ from hawkeye.options import (
     Device,
     Flops,
     Images,
+    Int8,
     Json,
     Junit,
     Method,
@@ -52,6 +53,7 @@ def optimize(
     align: Align = None,
     budget: Budget = None,
     steps: Steps = None,
+    int8: Int8 = None,
     max_drop: Annotated[float | None, about(GateConfig, "max_drop")] = None,
     imgsz: Size = None,
     seed: Seed = None,
@@ -86,6 +88,7 @@ def optimize(
         model=model, data=data, images=images, imgsz=imgsz, seed=seed, device=device, store=store,
         prune=given(base.prune, flops=flops, params=params, method=method, align=align),
         recover=given(base.recover, budget=budget, steps=steps),
+        quantize=given(base.quantize, mode=int8),
         gates=given(base.gates, max_drop=max_drop),
     )  # fmt: skip
     result = pipeline.optimize(recipe, out=out, until=until, skip=names_of(skip))

@@ -123,7 +123,7 @@ def recipe(model: Path, data: Path, budget: float, *, own: bool) -> Recipe:
         data=data,
         prune=PruneConfig(samples=96, rounds=2),
         recover=RecoverConfig(budget=budget),
-        quantize=QuantizeConfig(samples=300),
+        quantize=QuantizeConfig(samples=300, budget=budget),
         benchmark=BenchmarkConfig(runs=40),
         **values,
     )

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from cyclopts import Parameter
 
-from hawkeye.config import BenchmarkConfig, Config, PruneConfig, Recipe, RecoverConfig
+from hawkeye.config import BenchmarkConfig, Config, PruneConfig, QuantizeConfig, Recipe, RecoverConfig
 
 Kind = TypeVar("Kind", bound=Config)
 
@@ -34,6 +34,7 @@ Align = Annotated[int | None, about(PruneConfig, "align")]
 Budget = Annotated[str | None, about(RecoverConfig, "budget")]
 Steps = Annotated[int | None, about(RecoverConfig, "steps")]
 Threads = Annotated[int | None, about(BenchmarkConfig, "threads")]
+Int8 = Annotated[Literal["auto", "ptq", "qat"] | None, about(QuantizeConfig, "mode")]
 Model = Annotated[Path, Parameter(help="Checkpoint (.pt) or the folder of an artefact.")]
 Junit = Annotated[Path | None, Parameter(help="Write the gates as JUnit XML to this file, for CI.")]
 Summary = Annotated[Path | None, Parameter(help="Write the outcome as Markdown to this file, for CI.")]

@@ -26,6 +26,7 @@ from hawkeye.options import (
     Device,
     Flops,
     Images,
+    Int8,
     Json,
     Method,
     Model,
@@ -136,17 +137,23 @@ def quantize(
     out: Out,
     data: Data = None,
     images: Images = None,
+    mode: Int8 = None,
     samples: Annotated[int | None, about(QuantizeConfig, "samples")] = None,
+    budget: Annotated[str | None, about(QuantizeConfig, "budget")] = None,
     imgsz: OwnSize = None,
     seed: Seed = None,
+    device: Device = None,
 ) -> None:
     """Make INT8 of an exported model; a checkpoint is exported first.
 
     For example:
 
         hawkeye quantize runs/exported --data data.yaml --out runs/int8
+
+        hawkeye quantize best.pt --mode qat --data data.yaml --budget 30m --out runs/int8
     """
-    config = given(QuantizeConfig(), data=data, images=images, samples=samples, imgsz=imgsz, seed=seed)
+    config = given(QuantizeConfig(), data=data, images=images, mode=mode, samples=samples, budget=budget, imgsz=imgsz,
+                   seed=seed, device=device)  # fmt: skip
     source = _source(model, out, imgsz, "quantize")
     if "openvino" not in source.files:
         say("the model is not exported yet: exporting it first")

@@ -5,12 +5,31 @@ Every step is judged on training pictures that neither calibration nor training 
 
 from __future__ import annotations
 
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from hawkeye import artifact, keys
-from hawkeye.artifact import Artifact
-from hawkeye.compress.calibrate import calibrate
-from hawkeye.config import QuantizeConfig
+from hawkeye.artifact import Artifact, Format, digest
+from hawkeye.compress.calibrate import calibrate, write_int8
+from hawkeye.compress.export import canvas_of, openvino_infer
+from hawkeye.compress.int8_checks import distance
+from hawkeye.compress.quantizers import Quantization, load, read_ir
+from hawkeye.config import EvaluateConfig, QuantizeConfig
+from hawkeye.data import training_images
+from hawkeye.evaluate import coco_map, detect_all
+from hawkeye.progress import say
+from hawkeye.records import RuntimeName
+from hawkeye.runtime import open_file
+
+_TRIES = 8  # layers that may be left in float
+_LOOKED_AT = 16  # held-out pictures that closeness to float is measured on
 
 
 def quantize(source: Artifact, config: QuantizeConfig, *, out: Path) -> Artifact:
@@ -19,18 +38,205 @@ def quantize(source: Artifact, config: QuantizeConfig, *, out: Path) -> Artifact
     Pictures come from the training split or the folder of unlabelled pictures, never from validation.
 
     Args:
-        source: an artefact with ONNX and OpenVINO files.
+        source: an artefact with ONNX and OpenVINO files; for more than calibration, with its checkpoint as well.
         config: settings; `data` or `images` is needed.
         out: folder that everything is written to.
+
+    Returns:
+        The artefact that was kept. Its details hold the `story`: each step's accuracy on held-out training pictures,
+        its latency, and which layers stayed in float and why.
 
     Raises:
         DataError: fewer than 10 calibration pictures.
         ModelError: the artefact is not exported.
         ConfigError: another imgsz than the export's.
-        ExportError: a convolution was not quantized, the decode was, or the two files disagree.
+        ExportError: a convolution was not quantized, the decode was, or PyTorch and the two files disagree.
     """
     source.path("openvino"), source.path("onnx")
     pictures, held, key = keys.quantize(source.sha256, config)
     if (done := artifact.reuse(out, key)) is not None:
         return done
-    return calibrate(source, config, pictures, out=out, key=key)
+    if config.mode == "ptq":
+        return calibrate(source, config, pictures, out=out, key=key)
+    source.path("pytorch")
+    return _Story(source, config, pictures, held, out, key).run()
+
+
+@dataclass(frozen=True)
+class Step:
+    """One result on the way: its artefact and what was found on the held-out pictures."""
+
+    name: str
+    made: Artifact
+    quantization: Quantization
+    found: dict[str, Any]
+
+
+class _Story:
+    """Calibration, then further while accuracy is missed; at the end the better is kept."""
+
+    def __init__(self, source: Artifact, config: QuantizeConfig, pictures: Sequence[Path],
+                 held: tuple[list[Path], list[Path]], out: Path, key: str) -> None:  # fmt: skip
+        self.source, self.config, self.pictures, self.held = source, config, pictures, held
+        self.out, self.key, self.started = out, key, time.perf_counter()
+        self.told: list[dict[str, Any]] = []
+        self.float_figures: dict[str, Any] = {}
+        self.canvases: NDArray[np.float32] | None = None
+
+    def run(self) -> Artifact:
+        """All steps that are needed."""
+        self.float_figures = self._judge(self.source.path("openvino"), "openvino-f32")
+        self._tell("float", "the network before quantization", self.float_figures)
+        steps = [self._calibrated()]
+        if self.config.mode == "auto" and not self._missed(steps[0]):
+            return self._finish(steps, self._why_enough(steps[0]))
+        if self.config.mode == "auto":
+            steps.append(self._with_float_layers(steps[0]))
+            if not self._missed(steps[-1]):
+                return self._finish(steps, f"within {self.config.max_drop:g} points with some layers in float")
+        steps.append(self._trained(steps[0]))
+        return self._finish(steps, "the best on the held-out pictures")
+
+    def _calibrated(self) -> Step:
+        key = digest("ptq", self.key)
+        made = calibrate(self.source, self.config, self.pictures, out=self.out / "steps" / "ptq", key=key)
+        quantization = load(made.path("openvino"), self.source.path("onnx"))
+        return self._step("ptq", "calibration alone", made, quantization, base=made)
+
+    def _with_float_layers(self, ptq: Step) -> Step:
+        """The worst layers in float, one after another, while each helps and the latency allows."""
+        from hawkeye.compress.sensitivity import latencies_ms, sensitivity
+
+        best, left = ptq, 0
+        worst = [layer for layer in sensitivity(self.source, ptq.quantization, self.pictures) if layer.gain > 0]
+        for layer in worst[:_TRIES]:
+            quantization = best.quantization.without(layer.maps)
+            folder = self.out / "steps" / f"float-{left}"
+            made = self._written(quantization, folder, {"left_in_float": layer.name})
+            quick, slow = latencies_ms([ptq.made.path("openvino"), made.path("openvino")], self.source.spec)
+            if slow > self.config.max_slowdown * quick:
+                self._tell("float layers", f"{layer.name} stays INT8: in float the network takes {slow / quick:.2f} times "
+                           f"as long, more than {self.config.max_slowdown:g}", {"latency_ms": slow})  # fmt: skip
+                continue
+            tried = self._step("float layers", f"{layer.name} in float: INT8 there costs most of what is left",
+                               made, quantization, base=ptq.made)  # fmt: skip
+            if self._value(tried) > self._value(best):
+                best, left = tried, left + 1
+                if not self._missed(best):
+                    break
+        return best
+
+    def _trained(self, ptq: Step) -> Step:
+        from hawkeye.compress import qat
+
+        folder = self.out / "steps" / "qat"
+        state = self.out / "training" / f"{self.key[:16]}.pt"
+        labelled, unlabelled = training_images(self.config.data, self.config.images)
+        aside = {*self.held[0], *self.held[1]}
+        learn = ([p for p in labelled if p not in aside], [p for p in unlabelled if p not in aside])
+        quantization, told = qat.train(self.source, ptq.quantization, self.config, learn, sum(self.held, []),
+                                       state=state)  # fmt: skip
+        made = self._written(quantization, folder, {"qat": told, "curve": told.get("curve")})
+        why = "quantization-aware training"
+        if told["excluded"]:
+            why += "; left in float: " + ", ".join(f"{item['node']} ({item['why']})" for item in told["excluded"])
+        if told["gave_up"]:
+            why += "; it broke down three times, so this is calibration's result"
+        step = self._step("qat", why, made, quantization, base=ptq.made)
+        state.unlink(missing_ok=True)
+        return step
+
+    def _written(self, quantization: Quantization, folder: Path, details: dict[str, Any]) -> Artifact:
+        """Both files of a record of quantizers, made over calibration's."""
+        ptq = Artifact.load(self.out / "steps" / "ptq")
+        started = time.perf_counter()
+        kept = {name: ptq.details[name] for name in ("calibration_images", "calibration_seconds", "weight_bits",
+                                                     "weight_scales", "warnings")}  # fmt: skip
+        return write_int8(self.source, read_ir(ptq.path("openvino")), quantization, self.pictures, self.config,
+                          kept | details, out=folder, key=digest(folder.name, self.key), started=started)  # fmt: skip
+
+    def _step(self, name: str, why: str, made: Artifact, quantization: Quantization, *, base: Artifact) -> Step:
+        from hawkeye.compress.sensitivity import latencies_ms
+
+        found = self._judge(made.path("openvino"), "openvino-int8")
+        found["distance"] = self._distance(made.path("openvino"))
+        found["latency_ms"] = round(latencies_ms([made.path("openvino"), base.path("openvino")], made.spec)[0], 3)
+        found["float_layers"] = quantization.in_float()
+        if "map50" in found:
+            found["drop"] = round(100 * (self.float_figures["map50"] - found["map50"]), 3)
+        self._tell(name, why, found)
+        return Step(name, made, quantization, found)
+
+    def _judge(self, path: Path, runtime: RuntimeName) -> dict[str, Any]:
+        """Accuracy on the held-out labelled pictures; nothing where there are none."""
+        spec = self.source.spec
+        if self.held[0]:
+            opened = open_file(path, runtime=runtime, spec=spec)
+            found, truth, _ = detect_all(
+                opened, EvaluateConfig(), self.held[0], title=f"held-out pictures, {path.stem}"
+            )
+            if any(len(item.class_id) for item in truth):
+                map50, map50_95, _ = coco_map(found, truth, spec.names)
+                return {"map50": round(map50, 5), "map50_95": round(map50_95, 5)}
+        return {}
+
+    def _distance(self, path: Path) -> float:
+        """Mean score difference from the float network on held-out pictures; needs no labels."""
+        if self.canvases is None:
+            pictures = [*self.held[0], *self.held[1]][:_LOOKED_AT]
+            self.canvases = np.stack([canvas_of(p, self.source.spec.imgsz) for p in pictures])
+            self.exact = openvino_infer(self.source.path("openvino"))(self.canvases)
+        return float(distance(openvino_infer(path)(self.canvases), self.exact)["mean_score"] or 0.0)
+
+    def _value(self, step: Step) -> tuple[float, float]:
+        """Higher is better: accuracy, and where that is equal or unknown, closeness to float."""
+        return step.found.get("map50", 0.0) + step.found.get("map50_95", 0.0), -step.found["distance"]
+
+    def _missed(self, step: Step) -> bool:
+        return step.found.get("drop", -1.0) > self.config.max_drop
+
+    def _why_enough(self, step: Step) -> str:
+        if "drop" in step.found:
+            return f"calibration is within {self.config.max_drop:g} points, so nothing further was needed"
+        return "without labels accuracy cannot be judged, so calibration stays; --int8 qat trains all the same"
+
+    def _tell(self, name: str, why: str, found: dict[str, Any]) -> None:
+        self.told.append({"step": name, "why": why, **found})
+        say(f"  {self.source.name}+int8, {line(self.told[-1])}")
+
+    def _finish(self, steps: Sequence[Step], why: str) -> Artifact:
+        best = max(steps, key=self._value)  # of equals the first, which is the simpler
+        if best is not steps[-1]:
+            why = f"{best.name} was as good as or better than what came after it"
+        self.told.append({"step": "kept", "why": why, "kept": best.name})
+        say(f"  {self.source.name}+int8: kept {best.name}, {why}")
+        files: dict[Format, Path] = {}
+        with artifact.storage_errors(self.out):
+            for fmt in best.made.files:
+                path = best.made.path(fmt)
+                files[fmt] = self.out / path.relative_to(best.made.root)
+                if fmt == "openvino":
+                    shutil.copytree(path.parent, files[fmt].parent, dirs_exist_ok=True)
+                else:
+                    shutil.copyfile(path, files[fmt])
+        held = {"labelled": len(self.held[0]), "unlabelled": len(self.held[1])}
+        result = Artifact.create(
+            self.out, files, started=self.started, name=best.made.name, stage="quantize", spec=best.made.spec,
+            params=best.made.params, macs=best.made.macs, parent_sha256=self.source.sha256, key=self.key,
+            config=keys.settings(self.config), seed=self.config.seed,
+            details={**best.made.details, "story": self.told, "kept": best.name, "held_out": held},
+        )  # fmt: skip
+        shutil.rmtree(self.out / "steps", ignore_errors=True)
+        return result
+
+
+def line(step: dict[str, Any]) -> str:
+    """A step of the story in words."""
+    parts = [f"{step['step']}: {step['why']}"]
+    if "map50" in step:
+        parts.append(f"mAP@0.5 {step['map50']:.3f}" + (f" (drop {step['drop']:.2f})" if "drop" in step else ""))
+    if "distance" in step:
+        parts.append(f"mean score difference from float {step['distance']:.4f}")
+    if "latency_ms" in step:
+        parts.append(f"{step['latency_ms']:.1f} ms")
+    return "; ".join(parts)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -338,3 +339,13 @@ def _constants_(body: onnx.GraphProto, value: str, scale: object, zero_point: ob
     for name, constant in zip(names, (scale, zero_point), strict=True):
         body.initializer.append(numpy_helper.from_array(np.asarray(constant), name))
     return names
+
+
+def read_ir(path: Path) -> openvino.Model:
+    """An IR file."""
+    return openvino.Core().read_model(str(path))
+
+
+def load(model: Path, graph: Path) -> Quantization:
+    """The quantizers of an INT8 IR file, with the kernels of the float ONNX file that it was made from."""
+    return read(read_ir(model), onnx.load(graph))
