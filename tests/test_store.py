@@ -19,8 +19,9 @@ import pytest
 
 import finished_run
 from hawkeye import Detector, store_files
-from hawkeye.artifact import write_bytes, write_json
+from hawkeye.artifact import Artifact, write_bytes, write_json
 from hawkeye.cli import run as cli
+from hawkeye.compare import Comparison, compare
 from hawkeye.diff import diff, differing, draw_differences, side, unmatched
 from hawkeye.errors import ConfigError, ModelError, RunDirError, StorageError, StoreError
 from hawkeye.evaluate import Matches
@@ -231,6 +232,25 @@ def test_gates_against_the_released_model_of_a_whole_run(tmp_path: Path, models:
     assert "released_latency" not in skipped.report["gates"] and skipped.passed
 
 
+def test_what_cannot_be_compared_is_told_and_stays_unjudged(made: Path, tmp_path: Path, models: str) -> None:
+    release(made / "good", models)
+    candidate = Artifact.load(made / "dim" / "4-quantize" / "pruned")
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise ModelError("another picture size", got=320)
+
+    compare(candidate, models, evaluate=None, benchmark=refuse, out=tmp_path / "records")
+    found = Comparison.load(tmp_path / "records" / "comparison.json")
+    assert found.version == names(models)[0] and found.problems == ("another picture size got: 320",)
+    with pytest.raises(KeyboardInterrupt):  # anything but bad input ends the run, and nothing pretends to be compared
+        compare(candidate, models, evaluate=None, benchmark=_interrupt, out=tmp_path / "other")
+    assert not (tmp_path / "other" / "comparison.json").exists()
+
+
+def _interrupt(*args: Any) -> None:
+    raise KeyboardInterrupt
+
+
 # --- back again
 
 
@@ -287,7 +307,8 @@ def test_half_a_version_is_none(made: Path, models: str) -> None:
     [
         (["release", "nowhere", "--store", "s"], "nowhere"),
         (["release", "empty", "--store", "s"], "not the folder of a run"),
-        (["release", "empty", "--store", "nosuch://x"], "nosuch"),
+        (["list", "--store", "nosuch://x"], "nosuch"),
+        (["release", "empty"], "not the folder of a run"),
         (["rollback", "--store", "nowhere"], "nothing is released in nowhere"),
         (["list", "--store", "file"], "cannot read the store"),
         (["diff", "a", "b"], "--store"),
@@ -303,6 +324,13 @@ def test_bad_input(arguments: list[str], words: str, tmp_path: Path, capsys: Any
     err = capsys.readouterr().err
     assert err.startswith("error: ") and words in err and "Traceback" not in err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file"]
+
+
+def test_without_a_store_the_recipe_names_it(made: Path, tmp_path: Path, models: str) -> None:
+    with pytest.raises(ConfigError, match="no store to release into"):
+        release(made / "good")
+    finished_run.make(tmp_path, "run", store=models)
+    assert release(tmp_path / "run").fresh and len(names(models)) == 1
 
 
 def test_a_store_that_cannot_be_written(made: Path, tmp_path: Path) -> None:

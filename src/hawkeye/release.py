@@ -12,7 +12,7 @@ from typing import Any
 
 from hawkeye import __version__, gates
 from hawkeye.artifact import RECORD, Artifact, digest, file_sha256, write_bytes, write_json
-from hawkeye.errors import ModelError, RunDirError, StoreError
+from hawkeye.errors import ConfigError, ModelError, RunDirError, StoreError
 from hawkeye.progress import say
 from hawkeye.report import FOLDERS, collect
 from hawkeye.store import MODEL, Link, Release, Store, StoredFile, Version, open_store, version_hash
@@ -40,13 +40,13 @@ class Outcome:
 
 
 def release(
-    run: Path, store: str, *, row: str | None = None, licence: str = AGPL, despite: str | None = None
+    run: Path, store: str | None = None, *, row: str | None = None, licence: str = AGPL, despite: str | None = None
 ) -> Outcome:
     """Put a row of a finished run into a store and make it the released version.
 
     Args:
         run: folder of `hawkeye optimize`.
-        store: folder or URL; a folder that is not there is made.
+        store: folder or URL, a folder that is not there is made; left out, the one that the run's recipe names.
         row: which row; left out, the recipe's `gates.row` or the most compressed one.
         licence: of the weights.
         despite: release although a gate was missed; the reason is kept with the version.
@@ -56,13 +56,17 @@ def release(
         ModelError: a file of the run has been changed since it was made, or its origin is not in the run.
         StoreError: the store cannot be used, or another release came first.
     """
-    opened = open_store(store)
-    current = opened.current()
     table = collect(run, row=row)
     head = json.loads((run / "run.json").read_text()) if (run / "run.json").is_file() else {}
     if not head:
         raise RunDirError(f"{run} is not the folder of a run", got="no run.json",
                           mend="name the folder given to `hawkeye optimize --out`")  # fmt: skip
+    store = store or head["recipe"].get("store")
+    if store is None:
+        raise ConfigError("no store to release into", got="neither --store nor a recipe that names one",
+                          mend="hawkeye release RUN --store STORE")  # fmt: skip
+    opened = open_store(store)
+    current = opened.current()
     name = gates.target([line["name"] for line in table["rows"]], row or head["recipe"]["gates"].get("row"))
     chain = lineage(run, name)
     model = chain[-1]

@@ -23,7 +23,8 @@ def release(
     run: Annotated[Path, Parameter(help="Folder of a finished run.")],
     /,
     *,
-    store: Store,
+    store: Annotated[str | None, Parameter(help="Model store: a folder, or a URL such as s3://bucket/models; left out, "
+                                           "the one that the run's recipe names.")] = None,
     row: Annotated[str | None, about(GateConfig, "row")] = None,
     licence: Annotated[str, Parameter(help="Licence of the weights. Weights that come from Ultralytics' are AGPL-3.0, "
                                       "unless you hold another one.")] = "AGPL-3.0",
@@ -51,7 +52,7 @@ def release(
     if not done.fresh:
         print(f"{done.version.id} is the released version already")
         return 0
-    print(f"released {done.version.id} ({done.version.licence}) as number {done.entry.number} of {store}")
+    print(f"released {done.version.id} ({done.version.licence}) as number {done.entry.number}")
     return 0
 
 
