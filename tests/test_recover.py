@@ -56,7 +56,7 @@ def pruned(original, scenes, tmp_path_factory):
 def settings(**changes):
     # A random original contradicts the labels, so they get little weight here.
     return RecoverConfig(
-        **{"steps": 6, "labels": 0.001, "batch": 4, "lr": 5e-4, "ema": 0.9, "checks": 2, "holdout": 0.2, **changes}
+        **{"steps": 6, "labels": 0.001, "batch": 4, "lr": 1e-2, "ema": 0.9, "checks": 2, "holdout": 0.2, **changes}
     )
 
 
@@ -173,7 +173,7 @@ def test_teacher_that_sees_nothing_gives_no_nan():
 
 def test_distilling_the_original_into_itself_is_harmless(original, pruned, scenes, tmp_path):
     """A recipe that damages a perfect student would hide what it mends in a damaged one."""
-    itself = recover(original, settings(data=scenes, labels=0.0, steps=10, lr=5e-5, checks=10), teacher=original,
+    itself = recover(original, settings(data=scenes, labels=0.0, steps=10, lr=1e-3, checks=10), teacher=original,
                      out=tmp_path / "itself")  # fmt: skip
     broken = recover(pruned, settings(data=scenes, labels=0.0, steps=1, checks=1), teacher=original,
                      out=tmp_path / "broken")  # fmt: skip

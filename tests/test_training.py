@@ -83,7 +83,7 @@ def killed(loss):
 
 def run(tmp_path, objective=towards_one, judged=judge, **settings):
     net = Net()
-    config = RecoverConfig(**{"steps": 12, "batch": 3, "lr": 1e-2, "checks": 4, "save_every": 0, **settings})
+    config = RecoverConfig(**{"optimizer": "adamw", "steps": 12, "batch": 3, "lr": 1e-2, "checks": 4, "save_every": 0, **settings})
     curve, best, start = fit_(net, SOURCE, objective, judged, config, state=tmp_path / "state.pt", title="test")
     return net, curve, best, start
 

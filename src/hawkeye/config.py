@@ -91,10 +91,12 @@ class RecoverConfig(StageConfig):
     """Wall clock for training, as 90s, 60m or 1.5h."""
     steps: Annotated[int, Field(ge=1)] | None = None
     """Stop after this many steps instead of by the clock; makes a run repeatable to the bit."""
-    batch: Annotated[int, Field(ge=1)] = 16
-    """Pictures per step."""
-    lr: Annotated[float, Field(gt=0)] = 5e-5
-    """Peak learning rate of AdamW."""
+    batch: Annotated[int, Field(ge=1)] = 8
+    """Pictures per step; many small steps win over few large ones."""
+    optimizer: Literal["muon", "adamw"] = "muon"
+    """Muon with steps relative to each layer's own scale, or AdamW."""
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    """Peak learning rate: the relative change of a layer per step for muon; about 5e-5 for adamw."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Fraction of the run spent warming up."""
     head_frozen: Annotated[float, Field(ge=0, lt=1)] = 0.0

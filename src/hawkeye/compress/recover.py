@@ -170,7 +170,9 @@ def train(
         The checkpoint, `out / "trained.pt"`; an existing one is returned as it is.
     """
     # Statistics of BatchNorm must be learned here, and half of the pictures stay whole so that large objects are seen.
-    config = RecoverConfig(budget=budget, optimizer="adamw", lr=lr, seed=seed, freeze_bn=False, ema=0.99, mosaic=0.5, checks=8)
+    config = RecoverConfig(
+        budget=budget, optimizer="adamw", lr=lr, batch=16, seed=seed, freeze_bn=False, ema=0.99, mosaic=0.5, checks=8
+    )
     target = out / "trained.pt"
     if target.is_file():
         return target
