@@ -237,6 +237,19 @@ def test_near_objects_are_shown_small():
     assert stage.crop.looks[0][2] - stage.crop.looks[0][0] > 1400
 
 
+@pytest.mark.parametrize("hw", [(1, 1), (1, 3000), (3000, 2), (7, 5)])
+def test_odd_pictures(hw):
+    rng = np.random.default_rng(0)
+    stage = Stage(hw=hw)
+    tile = Seer(640)
+    for _ in range(3):
+        image = rng.integers(0, 256, (*hw, 3), np.uint8)
+        for seer in (stage.full, stage.crop, tile):
+            seer.show(image, found())
+        assert len(stage.policy(image, found((0, 0, 1, 1, 0.9, 0)))) == 0
+        assert len(Tiles(tile)(image)) == 0
+
+
 def test_not_a_picture():
     for policy in (Fixed(Seer(640)), Tiles(Seer(640)), Adaptive(Seer(640), Seer(320), costs_ms=COSTS_MS)):
         with pytest.raises((InputError, AttributeError)):
