@@ -136,11 +136,32 @@ def test_a_forecast_names_another_processor_and_what_it_does_not_know(folder: Pa
     benchmark = next(s for s in plan_of(folder).steps if s.stage == "benchmark")
     assert benchmark.todo == "run" and "another processor, Other 9000" in benchmark.basis
     shutil.rmtree(folder / "run")
-    plan = plan_of(folder)
+    plan = plan_of(folder, quantize={"mode": "ptq"})
     assert "prune pruned" in plan.unknown and "recover pruned" not in plan.unknown
     assert plan.seconds == 3600.0
+    trained = next(s for s in plan_of(folder, quantize={"budget": "10m"}).steps if s.stage == "quantize")
+    assert (trained.seconds, trained.basis) == (600.0, "the stated budget, which it may not need")
     fixed = plan_of(folder, recover={"steps": 10})
     assert "recover pruned" in fixed.unknown, "a number of steps says nothing about time"
+
+
+def test_the_comparison_is_forecast_from_an_earlier_one(folder: Path) -> None:
+    models = str(folder / "models")
+    assert "compare" in plan_of(folder, store=models).unknown
+    release(folder / "run", models)
+    finished_run.make(folder, store=models)
+    step = next(s for s in plan_of(folder, "next", store=models).steps if s.stage == "compare")
+    assert step.basis == "run on this processor"
+    assert step.seconds is not None and step.seconds > 6.0, "both measurements"
+
+
+def test_a_stage_left_out_here_or_there_is_the_same_run(folder: Path) -> None:
+    """--skip and the recipe's `skip` say the same, to the plan and to what is recorded."""
+    recipe = finished_run.recipe(folder)
+    optimize(recipe, out=folder / "int8", skip=["prune", "pictures"], stages=finished_run.stages())
+    release(folder / "int8", str(folder / "models"))
+    other = finished_run.recipe(folder, skip=["pictures", "prune"], store=str(folder / "models"))
+    assert make(other, out=folder / "elsewhere").changes == ()
 
 
 def test_skips_of_the_recipe_and_of_the_command(folder: Path) -> None:

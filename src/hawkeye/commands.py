@@ -9,33 +9,10 @@ from cyclopts import Parameter
 
 from hawkeye import gates
 from hawkeye.artifact import Artifact, write_bytes
-from hawkeye.config import (
-    GateConfig,
-    Recipe,
-)
+from hawkeye.config import Recipe
 from hawkeye.errors import EXIT_GATE_MISSED
 from hawkeye.lazy import load
-from hawkeye.options import (
-    Align,
-    Budget,
-    Data,
-    Device,
-    Flops,
-    Images,
-    Int8,
-    Json,
-    Junit,
-    Method,
-    Out,
-    OwnSize,
-    Params,
-    Seed,
-    Size,
-    Steps,
-    Summary,
-    about,
-    given,
-)
+from hawkeye.options import Data, Images, Json, Junit, Out, OwnSize, RunOptions, Summary, Until, about
 from hawkeye.summary import job_summary, junit_xml
 from hawkeye.tables import as_json, run_table, table
 
@@ -45,28 +22,11 @@ def optimize(
     /,
     *,
     out: Out,
-    data: Data = None,
-    images: Images = None,
-    flops: Flops = None,
-    params: Params = None,
-    method: Method = None,
-    align: Align = None,
-    budget: Budget = None,
-    steps: Steps = None,
-    int8: Int8 = None,
-    max_drop: Annotated[float | None, about(GateConfig, "max_drop")] = None,
-    imgsz: Size = None,
-    seed: Seed = None,
-    device: Device = None,
-    config: Annotated[Path | None, Parameter(help="Recipe (.toml); options replace what it says.")] = None,
-    store: Annotated[str | None, about(Recipe, "store")] = None,
+    options: RunOptions = RunOptions(),  # noqa: B008  # frozen
     junit: Junit = None,
     summary: Summary = None,
-    until: Annotated[str | None, Parameter(help="End after this stage: original, prune, recover, export, quantize, "
-                                           "evaluate, benchmark, compare or pictures.")] = None,
-    skip: Annotated[str | None, Parameter(help="Stages to leave out, with commas: prune, recover, benchmark, "
-                                          "pictures.")] = None,
-) -> int:  # fmt: skip
+    until: Until = None,
+) -> int:
     """Compress a detector and prove it: prune, recover, quantize, export, evaluate, benchmark, report.
 
     Start the same command again after an interruption: it goes on where it was. Exit code 3: a gate was missed,
@@ -82,22 +42,9 @@ def optimize(
     """
     from hawkeye import pipeline
 
-    base = Recipe.load(config) if config is not None else Recipe()
-    recipe = given(
-        base,
-        model=model, data=data, images=images, imgsz=imgsz, seed=seed, device=device, store=store,
-        prune=given(base.prune, flops=flops, params=params, method=method, align=align),
-        recover=given(base.recover, budget=budget, steps=steps),
-        quantize=given(base.quantize, mode=int8),
-        gates=given(base.gates, max_drop=max_drop),
-    )  # fmt: skip
-    result = pipeline.optimize(recipe, out=out, until=until, skip=names_of(skip))
+    recipe = options.recipe(model)
+    result = pipeline.optimize(recipe, out=out, until=until, skip=options.left_out)
     return conclude(result, labels=recipe.data is not None, junit=junit, summary=summary)
-
-
-def names_of(text: str | None) -> list[str]:
-    """What was given with commas."""
-    return [name.strip() for name in (text or "").split(",") if name.strip()]
 
 
 def conclude(result: Any, *, labels: bool, junit: Path | None = None, summary: Path | None = None) -> int:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from cyclopts import Parameter
 
-from hawkeye.config import BenchmarkConfig, Config, PruneConfig, QuantizeConfig, Recipe, RecoverConfig
+from hawkeye.config import BenchmarkConfig, Config, GateConfig, PruneConfig, QuantizeConfig, Recipe, RecoverConfig
 
 Kind = TypeVar("Kind", bound=Config)
 
@@ -36,10 +37,57 @@ Steps = Annotated[int | None, about(RecoverConfig, "steps")]
 Threads = Annotated[int | None, about(BenchmarkConfig, "threads")]
 Int8 = Annotated[Literal["auto", "ptq", "qat"] | None, about(QuantizeConfig, "mode")]
 Model = Annotated[Path, Parameter(help="Checkpoint (.pt) or the folder of an artefact.")]
+Until = Annotated[str | None, Parameter(help="End after this stage: original, prune, recover, export, quantize, "
+                                        "evaluate, benchmark, compare or pictures.")]  # fmt: skip
 Junit = Annotated[Path | None, Parameter(help="Write the gates as JUnit XML to this file, for CI.")]
 Summary = Annotated[Path | None, Parameter(help="Write the outcome as Markdown to this file, for CI.")]
 Store = Annotated[str, Parameter(help="Model store: a folder, or a URL such as s3://bucket/models.")]
 Json = Annotated[bool, Parameter(help="Print JSON.", negative=())]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class RunOptions:
+    """What `optimize` and `plan` both take."""
+
+    data: Data = None
+    images: Images = None
+    flops: Flops = None
+    params: Params = None
+    method: Method = None
+    align: Align = None
+    budget: Budget = None
+    steps: Steps = None
+    int8: Int8 = None
+    max_drop: Annotated[float | None, about(GateConfig, "max_drop")] = None
+    imgsz: Size = None
+    seed: Seed = None
+    device: Device = None
+    config: Annotated[Path | None, Parameter(help="Recipe (.toml); options replace what it says.")] = None
+    store: Annotated[str | None, about(Recipe, "store")] = None
+    skip: Annotated[str | None, Parameter(help="Stages to leave out, with commas: prune, recover, benchmark, "
+                                          "pictures.")] = None  # fmt: skip
+
+    def recipe(self, model: Path | None) -> Recipe:
+        """The recipe that was named, or the default one, with what was given in its place.
+
+        Raises:
+            ConfigError: the recipe or an option cannot be used.
+        """
+        base = Recipe.load(self.config) if self.config is not None else Recipe()
+        return given(
+            base, model=model, data=self.data, images=self.images, imgsz=self.imgsz, seed=self.seed,
+            device=self.device, store=self.store,
+            prune=given(base.prune, flops=self.flops, params=self.params, method=self.method, align=self.align),
+            recover=given(base.recover, budget=self.budget, steps=self.steps),
+            quantize=given(base.quantize, mode=self.int8),
+            gates=given(base.gates, max_drop=self.max_drop),
+        )  # fmt: skip
+
+    @property
+    def left_out(self) -> list[str]:
+        """Stages of --skip."""
+        return [name.strip() for name in (self.skip or "").split(",") if name.strip()]
 
 
 def given(config: Kind, **values: Any) -> Kind:

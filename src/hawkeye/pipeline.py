@@ -110,6 +110,7 @@ def optimize(
     stages = stages or Stages()
     skip = (*recipe.skip, *skip)
     plan = make_plan(until, skip, store=recipe.store is not None)
+    recipe = recipe.with_(skip=tuple(sorted(set(skip))))  # so that what is recorded is the whole description
     preflight(recipe, out, plan, until, stages)
     if recipe.data is None:
         say("no --data: accuracy is not measured, and there is no gate on it; give --data to have it judged")

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from hawkeye import environment, keys
 from hawkeye.artifact import RECORD, Artifact, file_sha256, reuse
+from hawkeye.compare import LATENCY
 from hawkeye.config import Recipe
 from hawkeye.data import Dataset, content_digest
 from hawkeye.errors import HawkeyeError
@@ -83,6 +84,7 @@ def make(recipe: Recipe, *, out: Path, until: str | None = None, skip: Sequence[
     """
     skip = (*recipe.skip, *skip)
     stages = make_plan(until, skip, store=recipe.store is not None)
+    recipe = recipe.with_(skip=tuple(sorted(set(skip))))
     dataset = check_inputs(recipe, stages)
     mine = identity(recipe, pruned="prune" in stages)
     check_content(recipe, mine)
@@ -162,7 +164,9 @@ class _Planner:
         config = self.recipe.stage(self.recipe.quantize)
         for name, source in list(self.made.items()):
             key = keys.quantize(source.sha256, config)[-1] if source else None
-            yield self._step("quantize", f"{name}+int8", self.run.quantize(name), key)
+            # What `auto` will have to do is not known beforehand.
+            limit = config.budget if config.mode != "ptq" and config.steps is None else None
+            yield self._step("quantize", f"{name}+int8", self.run.quantize(name), key, limit=limit)
 
     def _evaluate(self) -> Iterator[Step]:
         if self.dataset is None:
@@ -201,11 +205,27 @@ class _Planner:
         yield Step("benchmark", "", "run", why, None, "nothing like it was done before")
 
     def _small(self, stage: str) -> Iterator[Step]:
-        """Stages that are made anew each time and take seconds; comparing takes as long as its two measurements."""
-        yield Step(stage, "", "run", "made anew each time", None if stage == "compare" else 0.0,
-                   "depends on the released model" if stage == "compare" else "seconds")  # fmt: skip
+        """Stages that are made anew each time and take seconds."""
+        yield Step(stage, "", "run", "made anew each time", 0.0, "")
 
-    def _step(self, stage: str, name: str, folder: Path, key: str | None, *, stated: float | None = None) -> Step:
+    def _compare(self) -> Iterator[Step]:
+        for place in self._earlier():
+            latency = _load_latency(place.released / LATENCY)
+            try:
+                records = [AccuracyRecord.load(path) for path in place.released.glob("released*-*.json")]
+            except HawkeyeError:
+                continue
+            if latency is not None or records:
+                seconds = sum(r.seconds for r in records) + (latency.seconds if latency else 0.0)
+                basis = _told(place, latency.environment if latency else records[0].environment)
+                yield Step(
+                    "compare", "", "run", "what was measured of the released model is used again", seconds, basis
+                )
+                return
+        yield Step("compare", "", "run", "not done yet", None, "nothing like it was done before")
+
+    def _step(self, stage: str, name: str, folder: Path, key: str | None, *, stated: float | None = None,
+              limit: float | None = None) -> Step:  # fmt: skip
         done = reuse(folder, key) if key is not None and self.usable else None
         self.made[name] = done
         if done is not None:
@@ -219,6 +239,8 @@ class _Planner:
         if stated is not None:
             return Step(stage, name, "run", why, stated, "the stated budget")
         seconds, basis = self._earlier_stage(folder)
+        if seconds is None and limit is not None:
+            seconds, basis = limit, "the stated budget, which it may not need"
         return Step(stage, name, "run", why, seconds, basis)
 
     def _earlier(self) -> Iterator[RunDir]:
