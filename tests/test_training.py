@@ -83,7 +83,8 @@ def killed(loss):
 
 def run(tmp_path, objective=towards_one, judged=judge, **settings):
     net = Net()
-    config = RecoverConfig(**{"optimizer": "adamw", "steps": 12, "batch": 3, "lr": 1e-2, "checks": 4, "save_every": 0, **settings})
+    defaults = {"optimizer": "adamw", "steps": 12, "batch": 3, "lr": 1e-2, "checks": 4, "save_every": 0}
+    config = RecoverConfig(**{**defaults, **settings})
     curve, best, start = fit_(net, SOURCE, objective, judged, config, state=tmp_path / "state.pt", title="test")
     return net, curve, best, start
 
@@ -228,10 +229,18 @@ def test_pictures_of_a_step_depend_on_seed_and_step_only():
 
 
 def test_every_picture_is_met_once_an_epoch_over_all_ranks():
-    ranks = [list(islice(training._batches(12, 2, 0, 0, rank, 3), 4)) for rank in range(3)]
+    ranks = [list(islice(training._batches(12, 6, 0, 0, rank, 3), 4)) for rank in range(3)]
     for epoch in (0, 1):
         met = [index for batches in ranks for batch in batches[2 * epoch : 2 * epoch + 2] for _, index in batch]
         assert sorted(met) == list(range(12))
+
+
+def test_a_step_meets_the_same_pictures_with_any_number_of_ranks():
+    def met(world):
+        ranks = [next(training._batches(12, 6, 0, 4, rank, world)) for rank in range(world)]
+        return sorted(key for batch in ranks for key in batch)
+
+    assert met(1) == met(2) == met(3)
 
 
 def test_fewer_pictures_than_a_batch_fill_it_by_repetition():

@@ -21,7 +21,7 @@ from hawkeye import artifact, keys
 from hawkeye.artifact import Artifact
 from hawkeye.compress import yolo
 from hawkeye.compress.prune import load_batches
-from hawkeye.compress.training import Batch, Objective, Source, fit_
+from hawkeye.compress.training import Batch, Objective, Source, first_rank, fit_, mean_over_ranks, wait_for_all
 from hawkeye.config import RecoverConfig
 from hawkeye.data import load_dataset, split_holdout, training_images
 from hawkeye.errors import DataError, ModelError
@@ -43,7 +43,7 @@ def distillation_loss(student: dict[str, Any], teacher: dict[str, Any], features
     target = teacher["scores"].float().sigmoid()
     scores = student["scores"].float()
     confidence = target.amax(1)  # (B, A)
-    unit = confidence.sum().clamp_min(1.0)
+    unit = mean_over_ranks(confidence.sum()).clamp_min(1.0)  # as one process would see all of the pictures
     entropy = F.binary_cross_entropy_with_logits(teacher["scores"].float(), target, reduction="sum")
     classes = (F.binary_cross_entropy_with_logits(scores, target, reduction="sum") - entropy) / unit
     b, c, a = student["boxes"].shape
@@ -100,6 +100,9 @@ def recover(source: Artifact, config: RecoverConfig, *, teacher: Artifact, out: 
     judge = agreement(original, (judge_l + judge_u)[:64], imgsz, config.device)
     state = out / "training" / f"{key[:16]}.pt"
     curve, best, start = fit_(model, lessons, objective, judge, config, state=state, title="recover")
+    if not first_rank():
+        wait_for_all()
+        return Artifact.load(out)
     target = out / "recovered.pt"
     yolo.freeze_statistics_(model, False)
     yolo.save_checkpoint(target, model.cpu(), names=names, imgsz=imgsz)
@@ -112,6 +115,7 @@ def recover(source: Artifact, config: RecoverConfig, *, teacher: Artifact, out: 
                               "held_out": len(judge_l) + len(judge_u)}},
     )  # fmt: skip
     state.unlink(missing_ok=True)
+    wait_for_all()
     return result
 
 

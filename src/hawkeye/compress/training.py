@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from hawkeye import artifact
 from hawkeye.compress.optimizer import RelativeMuon
 from hawkeye.config import RecoverConfig
-from hawkeye.errors import DivergenceError, MissingExtraError
+from hawkeye.errors import ConfigError, DivergenceError, MissingExtraError
 from hawkeye.progress import progress, say
 
 try:
@@ -70,15 +70,17 @@ class _Keyed(torch.utils.data.Dataset[Any]):
 def _batches(
     size: int, batch: int, seed: int, first_step: int, rank: int, world: int
 ) -> Iterator[list[tuple[int, int]]]:
-    """Keys of each step's samples on this rank, without end; every picture once an epoch over all ranks."""
-    per_epoch = max(1, size // (batch * world))
+    """Keys of each step's samples on this rank, without end; every picture once an epoch over all ranks.
+
+    A step's pictures are the same however many ranks share them, so a run can go on with another number of them.
+    """
+    per_epoch = max(1, size // batch)
     step = first_step
     while True:
         epoch, place = divmod(step, per_epoch)
         order = np.random.default_rng([seed, epoch]).permutation(size)
-        start = (place * world + rank) * batch
-        chosen = [int(order[(start + i) % size]) for i in range(batch)]
-        yield [(hash((seed, step, rank, i)) % 2**31, j) for i, j in enumerate(chosen)]
+        yield [(hash((seed, step, i)) % 2**31, int(order[(place * batch + i) % size]))
+               for i in range(rank, batch, world)]  # fmt: skip
         step += 1
 
 
@@ -122,6 +124,9 @@ def fit_(
     fabric = Fabric(accelerator=config.device, devices=local, num_nodes=max(1, world // local),
                     strategy=ddp if world > 1 else "auto", precision="bf16-mixed")  # fmt: skip
     if world > 1:
+        if config.batch < world:
+            raise ConfigError("fewer pictures a step than processes", got=f"batch {config.batch}, {world} processes",
+                              expected="at least one picture each", mend="raise the batch")  # fmt: skip
         fabric.launch()
     loop = _Loop(fabric, model, config, exact, rescue)
     loop.resume(state)
@@ -236,7 +241,8 @@ class _Loop:
                     module.eval()
         moved = {k: v.to(self.fabric.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
         loss = objective(self.model, moved)
-        value = float(loss.detach())
+        # All ranks judge by the same figures: one that went back or stopped alone would leave the others waiting.
+        value = float(self.fabric.all_reduce(loss.detach()))
         if math.isfinite(value):
             self.optimizer.zero_grad()
             self.fabric.backward(loss)
@@ -247,7 +253,7 @@ class _Loop:
                 self.optimizer.step()
                 self._follow()
         self.step += 1
-        self.elapsed += time.monotonic() - began
+        self.elapsed = float(self.fabric.broadcast(self.elapsed + time.monotonic() - began))
         return value
 
     def _follow(self) -> None:
@@ -333,6 +339,26 @@ class _Loop:
             for name in self._PLAIN:
                 setattr(self, name, saved[name])
             say(f"going on at step {self.step}, after {self.elapsed:.0f} s of training")
+
+
+def first_rank() -> bool:
+    """Whether this process is the one that writes; always, unless torchrun started several."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def mean_over_ranks(value: Tensor) -> Tensor:
+    """Mean over the processes that train together; the value itself where there is one. Passes no gradient."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        value = value.detach().clone()
+        torch.distributed.all_reduce(value)
+        value /= torch.distributed.get_world_size()
+    return value
+
+
+def wait_for_all() -> None:
+    """Meet the other processes that torchrun started; after `fit_` only."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
 
 
 def _copy(state: dict[str, Tensor]) -> dict[str, Tensor]:
