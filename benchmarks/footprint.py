@@ -13,6 +13,7 @@ import re
 import statistics
 import subprocess
 import sys
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
@@ -46,6 +47,13 @@ def required(name: str, found: dict[str, int] | None = None) -> dict[str, int]:
     return found
 
 
+def bytecode(names: Iterable[str]) -> int:
+    """Bytes of compiled Python among the files of packages: pip makes it, and it can be left out (--no-compile)."""
+    files = (file for name in names for file in metadata.distribution(name).files or () if file.suffix == ".pyc")
+    paths = (Path(str(file.locate())) for file in files)
+    return sum(path.stat().st_size for path in paths if path.is_file())
+
+
 def main() -> int:
     """Measure this environment."""
     sizes = required("hawkeye")
@@ -59,6 +67,7 @@ def main() -> int:
         probes.append((float(seconds), int(peak), openvino == "True"))
     result = {
         "installed_bytes": sum(sizes.values()),
+        "of_which_bytecode": bytecode(sizes),
         "packages": dict(sorted(sizes.items(), key=lambda item: -item[1])),
         "import_s": statistics.median(probe[0] for probe in probes),
         "import_peak_rss_bytes": max(probe[1] for probe in probes),

@@ -32,7 +32,7 @@ from hawkeye.live import LiveSession
 from hawkeye.predict import EVERYWHERE
 from hawkeye.progress import progress
 from hawkeye.runtime.choice import open_engine
-from hawkeye.runtime.source import Source, find_sources
+from hawkeye.runtime.source import Source, find_sources, open_source
 from hawkeye.runtime.stream import Stream
 
 LIMIT_MIB_PER_MINUTE = 1.0
@@ -43,12 +43,11 @@ _SENT_FRAMES = 300
 
 def encoded(video: str) -> tuple[float, list[bytes]]:
     """Seconds between frames and the first frames as JPEG, ready to be sent again and again."""
-    capture = cv2.VideoCapture(video, cv2.CAP_FFMPEG)
-    frames = []
-    while len(frames) < _SENT_FRAMES and (read := capture.read())[0]:
-        frames.append(cv2.imencode(".jpg", read[1])[1].tobytes())
-    pause = 1 / (capture.get(cv2.CAP_PROP_FPS) or 25)
-    capture.release()
+    capture, frames = open_source(find_sources([video])[0]), []
+    while len(frames) < _SENT_FRAMES and (shot := capture.read()) is not None:
+        frames.append(cv2.imencode(".jpg", shot.image)[1].tobytes())
+    pause = 1 / (capture.fps or 25)
+    capture.close()
     return pause, frames
 
 
@@ -64,7 +63,7 @@ def cameras(videos: list[str]) -> Iterator[list[str]]:
             self.send_response(200)
             self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
             self.end_headers()
-            pause, frames = ready[int(self.path.strip("/"))]
+            pause, frames = ready[int(self.path.strip("/").partition("?")[0])]
             end = time.monotonic() + _BREAK_EVERY_S
             with suppress(OSError):  # the reader may go
                 for data in itertools.cycle(frames):
@@ -96,7 +95,7 @@ def slope(minutes: list[float], mib: list[float]) -> float:
 def soak(model: str, sources: list[Source], options: argparse.Namespace) -> dict[str, Any]:
     """Run all streams and sample memory and threads."""
     process = psutil.Process()
-    session_threads = ("capture", "inference", "session")
+    session_threads = ("capture", "inference", "session", "leaving")
     engine, names, words = open_engine(model, kind=options.engine, threads=options.threads, conf=0.1,
                                        resolution=options.resolution)  # fmt: skip
     session = LiveSession(engine, names, bucket_s=60.0)

@@ -106,7 +106,11 @@ def until(condition: Callable[[], Any], timeout_s: float = 5.0) -> None:
 
 
 def capture_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name.startswith(("capture", "inference", "session"))]
+    return [
+        thread
+        for thread in threading.enumerate()
+        if thread.name.startswith(("capture", "inference", "session", "leaving"))
+    ]
 
 
 Camera = Callable[[Callable[[bytes], None], int], None]

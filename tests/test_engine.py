@@ -15,7 +15,7 @@ from hawkeye.errors import ConfigError
 from hawkeye.runtime.choice import choose, open_engine
 from hawkeye.runtime.detector import Detector
 from hawkeye.runtime.engine import Engine, EngineError, Job, Report, SyncBackend
-from live_fakes import FakeNetwork, engine, picture, until
+from live_fakes import FakeNetwork, capture_threads, engine, picture, until
 
 
 class FakeBackend:
@@ -100,6 +100,7 @@ def test_an_error_of_the_network_is_a_lost_frame():
 
 
 def test_the_watchdog_leaves_a_stuck_network_behind_and_tries_the_frame_again():
+    before = set(capture_threads())
     stuck, made = threading.Event(), []
 
     def make() -> SyncBackend:
@@ -118,6 +119,7 @@ def test_the_watchdog_leaves_a_stuck_network_behind_and_tries_the_frame_again():
     runner.submit(Job(picture(6), tag="y"))
     assert tags(runner.collect(1)) == ["y"]
     runner.close()
+    until(lambda: set(capture_threads()) <= before)  # the one that was left behind has ended too
 
 
 def test_a_frame_that_hangs_twice_is_lost_and_endless_hanging_is_an_error():

@@ -25,6 +25,7 @@ class StreamStatus:
 
     Attributes:
         name, source: of the stream; the source without passwords.
+        kind: pictures, video, camera or url.
         state: connecting, live, no data, reconnecting, ended, failed or stopped.
         error: what went wrong last.
         fps_in, fps_done: frames per second that arrive, and that are worked on.
@@ -42,6 +43,7 @@ class StreamStatus:
 
     name: str
     source: str
+    kind: str
     state: State
     error: str
     fps_in: float
@@ -151,7 +153,8 @@ class Lane:
         """How it does."""
         stream, shape = self.stream, self.latest.frame.image.shape if self.latest else (None, None)
         return StreamStatus(
-            name=stream.name, source=stream.source.label, state="failed" if self.failure else stream.state,
+            name=stream.name, source=stream.source.label, kind=stream.source.kind,
+            state="failed" if self.failure else stream.state,
             error=self.failure.summary if self.failure else stream.error, fps_in=stream.fps,
             fps_done=self.rate.per_second, total=stream.total, captured=stream.captured, done=self.done,
             drops=stream.drops, skipped=len(stream.skipped), lost=self.lost, reconnects=stream.reconnects,

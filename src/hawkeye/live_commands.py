@@ -72,7 +72,7 @@ def predict(
                           resolution=resolution, engine=engine, realtime=realtime, draw_pictures=pictures,
                           table=csv)  # fmt: skip
     skipped = f", {len(done.skipped)} could not be read" if done.skipped else ""
-    what = "pictures" if not any(stream.fps_in or stream.captured for stream in done.streams) else "frames"
+    what = "pictures" if all(stream.kind == "pictures" for stream in done.streams) else "frames"
     _tell_streams(done.streams)
     print(f"{done.detections} objects in {done.images} {what}{skipped}")
     for path in (*done.videos, done.results):

@@ -205,8 +205,6 @@ class Engine:
         self._in_a_row = 0
         self._jobs: deque[Job] = deque()
         self._changed = threading.Condition()
-        # Destroying a runtime that hangs would hang too, so it is kept.
-        self._left_behind: list[Backend] = []
 
     @property
     def in_flight(self) -> int:
@@ -250,7 +248,7 @@ class Engine:
         if idle:
             self._backend.close()
         else:
-            self._left_behind.append(self._backend)
+            _leave(self._backend)
         self._jobs.clear()
 
     def _wait(self, timeout_s: float) -> float:
@@ -281,7 +279,7 @@ class Engine:
         if self._in_a_row > _RESTARTS_IN_A_ROW:
             raise EngineError("the network hangs", got=f"nothing within {self._timeout_s:g} s, {self._in_a_row} times",
                               mend="try --engine sync, fewer --threads, or another model")  # fmt: skip
-        self._left_behind.append(self._backend)
+        _leave(self._backend)
         self._backend = self._make()
         for job in self._jobs:
             if job.done:
@@ -291,3 +289,8 @@ class Engine:
                     job.error, job.done = f"no result within {self._timeout_s:g} s", True
             else:
                 self._begin(job)
+
+
+def _leave(backend: Backend) -> None:
+    """Let go of a backend that may hang: whoever closes or destroys it would hang too, so a thread does."""
+    threading.Thread(target=backend.close, name="leaving a backend", daemon=True).start()

@@ -124,6 +124,8 @@ def _find(text: str) -> list[Source]:
         files, base = [path], path.parent
         if path.suffix.lower() not in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
             raise DataError(f"{text} is neither a picture nor a video", got=path.suffix or "no suffix", expected=_KINDS)
+    elif not glob.has_magic(text):
+        raise DataError(f"there is no file or folder {text}", expected=_EXPECTED)
     else:
         # Not Path.glob: that takes no absolute patterns.
         files = sorted(p for p in map(Path, glob.glob(text, recursive=True)) if p.is_file())  # noqa: PTH207
