@@ -181,3 +181,13 @@ def test_every_command_of_the_table_exists() -> None:
         module, _, name = target.partition(":")
         assert callable(getattr(import_module(module), name))
     assert callable(pipeline.optimize)
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    program = "from hawkeye import cli; cli.run = lambda arguments: print('line\\n' * 100_000); cli.main()"
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == cli.EXIT_BROKEN_PIPE

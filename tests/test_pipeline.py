@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -314,6 +316,19 @@ def test_a_run_folder_that_is_none_is_refused(project: Any, tmp_path: Path) -> N
         with pytest.raises(RunDirError, match=words):
             optimize(project(), out=tmp_path / name, stages=Bench().stages())
     assert sorted(p.name for p in (tmp_path / "busy").iterdir()) == ["thesis.txt"]
+
+
+def test_two_processes_in_one_folder_are_refused(project: Any, tmp_path: Path) -> None:
+    recipe, bench = project(), Bench()
+    program = ("import sys, pathlib, hawkeye.rundir as rundir\n"
+               "with rundir.locked(pathlib.Path(sys.argv[1])): print('in', flush=True); input()")  # fmt: skip
+    with subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "run")], text=True, stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE) as other:  # fmt: skip
+        assert other.stdout is not None and other.stdout.readline() == "in\n"
+        with pytest.raises(RunDirError, match="in use"):
+            optimize(recipe, out=tmp_path / "run", stages=bench.stages())
+        other.kill()
+    assert optimize(recipe, out=tmp_path / "run", stages=bench.stages()).finished  # a dead one's lock is no lock
 
 
 def test_an_interrupted_first_write_does_not_lock_the_folder(project: Any, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ Exit codes: 0 done and all gates passed, 1 something went wrong while working, 2
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -17,6 +18,7 @@ from hawkeye.errors import HawkeyeError
 
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141
 
 _HELP = """Makes a trained YOLO detector small and fast on ordinary CPUs, proves it, and runs it.
 
@@ -33,6 +35,7 @@ COMMANDS = {
     "recover": ("hawkeye.stage_commands:recover", "Win back accuracy by distillation from the original."),
     "export": ("hawkeye.stage_commands:export", "Write ONNX and OpenVINO, compared with PyTorch."),
     "quantize": ("hawkeye.stage_commands:quantize", "Make INT8 of an exported model."),
+    "diagnose": ("hawkeye.stage_commands:diagnose", "Find where accuracy is lost between PyTorch and INT8."),
     "evaluate": ("hawkeye.stage_commands:evaluate", "Measure mAP on labelled pictures."),
     "benchmark": ("hawkeye.stage_commands:benchmark", "Measure latency, interleaved over models and runtimes."),
     "plan": ("hawkeye.plan_commands:plan", "What a run would do, reuse, and take; whether its inputs have changed."),
@@ -81,7 +84,13 @@ def run(arguments: Sequence[str], *, app: App | None = None) -> int:
 
 def main() -> None:
     """Entry point of the `hawkeye` script."""
-    sys.exit(run(sys.argv[1:]))
+    try:
+        code = run(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader has seen enough, as in `hawkeye inspect yolov8n.pt | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit would complain
+        code = EXIT_BROKEN_PIPE
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -107,7 +107,7 @@ def evaluate(artifact: Artifact, config: EvaluateConfig, *, runtime: RuntimeName
     record = AccuracyRecord(
         **settings,
         precision_hint=opened.precision_hint,
-        dataset=f"{config.data.parent.name}/{config.data.name}",
+        dataset=f"{config.data.resolve().parent.name}/{config.data.name}",
         images=len(read),
         skipped=len(pictures) - len(read),
         map50=map50,

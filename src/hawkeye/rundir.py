@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,13 @@ from hawkeye.config import Recipe
 from hawkeye.data import content_digest, list_images, load_dataset
 from hawkeye.errors import DataError, RunDirError, StorageError
 
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
+
 RUN = "run.json"
+LOCK = ".lock"
 MIN_FREE_BYTES = 1_000_000_000  # four detectors in three formats, optimiser state and records stay well below
 # What each part of a run's identity is called where it is given.
 _GIVEN_AS = {
@@ -129,6 +138,26 @@ def open_run(out: Path, recipe: Recipe, *, skip: tuple[str, ...] = ()) -> RunDir
     return RunDir(out)
 
 
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Keep other processes out of a run's folder; the system lets go of it when this one ends, however it ends.
+
+    Raises:
+        RunDirError: another process works in it.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / LOCK).open("w") as file:
+        try:
+            if sys.platform == "win32":
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            else:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunDirError(f"{out} is in use", got="another process that works in it",
+                              mend="wait for it, or name another --out") from None  # fmt: skip
+        yield
+
+
 def check_content(recipe: Recipe, found: dict[str, Any]) -> None:
     """Hold checkpoint and data against the contents that a recipe asks for.
 
@@ -158,7 +187,7 @@ def check_owner(out: Path) -> dict[str, Any] | None:
             raise ValueError("no identity in it")
     except FileNotFoundError:
         # An interrupted first write leaves a hidden temporary file behind, which is nobody's work.
-        names = sorted(path.name for path in out.iterdir() if not path.name.startswith(f".{RUN}."))
+        names = sorted(path.name for path in out.iterdir() if not path.name.startswith((f".{RUN}.", LOCK)))
         if not names:
             return None
         raise RunDirError(f"{out} is not empty and holds no run", got=", ".join(names[:5]),
