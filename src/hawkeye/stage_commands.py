@@ -164,6 +164,54 @@ def quantize(
         print(made.path(fmt))
 
 
+def diagnose(
+    model: Annotated[Path, Parameter(help="Folder of an exported or a quantized artefact.")],
+    /,
+    *,
+    data: Annotated[
+        Path, Parameter(help="data.yaml: accuracy on its validation pictures, spread of its training ones.")
+    ],
+    images: Images = None,
+    original: Annotated[
+        Path | None, Parameter(help="Float artefact that the INT8 one was made from, where it is not found by itself.")
+    ] = None,
+    samples: Annotated[int, Parameter(help="Validation pictures at most.")] = 200,
+    json: Json = False,
+) -> None:
+    """Find where accuracy is lost on the way from PyTorch over ONNX and OpenVINO to INT8, and what to do.
+
+    For example:
+
+        hawkeye diagnose runs/first/4-quantize/pruned --data data.yaml
+    """
+    if samples < 1:
+        raise InputError("nothing to measure on", got=f"--samples {samples}", expected="1 or more")
+    if model.is_file() and model.name != RECORD:
+        raise ModelError("this is not the folder of an artefact", got=model,
+                         expected="what `hawkeye export` or `hawkeye quantize` wrote",
+                         mend="name the folder given as --out")  # fmt: skip
+    parent = Artifact.load(original) if original is not None else None
+    found = load("hawkeye.compress.diagnose").diagnose(
+        Artifact.load(model), data=data, images=images, original=parent, samples=samples
+    )
+    if json:
+        print(as_json(found))
+        return
+    print(f"{found['name']}, {found['pictures']} validation pictures")
+    print(table(found["stages"], ("stage", "map50", "map50_95", "change", "score_difference"), digits=3))
+    if found["spread"]:
+        print()
+        rows = [
+            {"pictures": f"{name} ({look['pictures']})", "brightness": look["brightness"]["mean"],
+             "contrast": look["contrast"]["mean"], **look["sizes"], "classes": look["classes"]}
+            for name, look in found["spread"].items() if name != "differences"
+        ]  # fmt: skip
+        print(table(rows, ("pictures", "brightness", "contrast", "small", "medium", "large", "classes"), digits=1))
+    print()
+    for line in found["advice"]:
+        print(f"- {line}")
+
+
 def evaluate(
     model: Model,
     /,

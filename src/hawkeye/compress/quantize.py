@@ -115,8 +115,10 @@ class _Story:
             made = self._written(quantization, folder, {"left_in_float": layer.name})
             quick, slow = latencies_ms([ptq.made.path("openvino"), made.path("openvino")], self.source.spec)
             if slow > self.config.max_slowdown * quick:
-                self._tell("float layers", f"{layer.name} stays INT8: in float the network takes {slow / quick:.2f} times "
-                           f"as long, more than {self.config.max_slowdown:g}", {"latency_ms": slow})  # fmt: skip
+                why = (
+                    f"{layer.name} stays INT8: in float the network takes {slow / quick:.2f} times as long, more than "
+                )
+                self._tell("float layers", f"{why}{self.config.max_slowdown:g}", {"latency_ms": round(slow, 3)})
                 continue
             tried = self._step("float layers", f"{layer.name} in float: INT8 there costs most of what is left",
                                made, quantization, base=ptq.made)  # fmt: skip
