@@ -20,11 +20,13 @@ import numpy as np
 
 import tiny_ir
 from hawkeye import environment, keys
-from hawkeye.artifact import Artifact, file_sha256, reuse, write_bytes
+from hawkeye.artifact import Artifact, file_sha256, reuse, write_bytes, write_json
 from hawkeye.config import Recipe
 from hawkeye.evaluate import evaluate
 from hawkeye.pipeline import RunResult, Stages, optimize
 from hawkeye.records import AccuracyRecord, LatencyRecord, LatencyRow, Percentiles
+from hawkeye.report import collect
+from hawkeye.report import report as full_report
 
 NAMES = tiny_ir.NAMES  # blue, green, red
 
@@ -46,7 +48,14 @@ def draw(folder: Path, *, train: int = 12, val: int = 12) -> Path:
     return folder / "data.yaml"
 
 
-def stages(latency_ms: float = 10.0) -> Stages:
+def plain_report(run: Path) -> dict[str, Any]:
+    """The report's content without its plots, which take longer than everything else here."""
+    table = collect(run)
+    write_json(run / "report.json", table)
+    return table
+
+
+def stages(latency_ms: float = 10.0, report: Any = full_report) -> Stages:
     """Stages for `optimize`; INT8 models take `latency_ms`, all others twice that."""
 
     def made(stage: str, name: str, key: str, out: Path, floor: float, parent: Artifact | None, *fmts: str) -> Artifact:
@@ -123,7 +132,7 @@ def stages(latency_ms: float = 10.0) -> Stages:
 
     return Stages(
         class_names=lambda path: NAMES, original=take_in, prune=prune, recover=recover, export=export,
-        quantize=quantize, evaluate=measure, benchmark=benchmark, pictures=lambda *a, **k: None,
+        quantize=quantize, evaluate=measure, benchmark=benchmark, pictures=lambda *a, **k: None, report=report,
     )  # fmt: skip
 
 
@@ -146,5 +155,5 @@ if __name__ == "__main__":
     from hawkeye import cli, pipeline
 
     latency = float(os.environ.get("FINISHED_RUN_LATENCY_MS", "10"))
-    pipeline.Stages = lambda: stages(latency)  # type: ignore[assignment,misc]
+    pipeline.Stages = lambda: stages(latency, report=plain_report)  # type: ignore[assignment,misc]
     sys.exit(cli.run(sys.argv[1:]))

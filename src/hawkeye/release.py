@@ -210,7 +210,11 @@ def same_inputs(version: Version, identity: dict[str, Any], recipe: dict[str, An
     found = [f"{names.get(key, key)} ({_short(version.identity.get(key))} → {_short(value)})"
              for key, value in identity.items() if version.identity.get(key) != value]  # fmt: skip
     before, now = settings(version.recipe), settings(recipe)
-    for key in sorted({*before, *now} - {"gates", "imgsz", "seed", "model_sha256", "data_sha256", "images_sha256"}):
+    # These are compared already, judge only, or belong to stages that neither has.
+    aside = {"gates", "imgsz", "seed", "model_sha256", "data_sha256", "images_sha256"}
+    left_out = set(before.get("skip", ())) & set(now.get("skip", ()))
+    aside |= {"prune", "recover"} if "prune" in left_out else left_out
+    for key in sorted({*before, *now} - aside):
         old, new = before.get(key), now.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
             found += [f"{key}.{k} ({old.get(k)} → {new.get(k)})" for k in sorted({*old, *new}) if old.get(k) != new.get(k)]  # fmt: skip # noqa: E501
