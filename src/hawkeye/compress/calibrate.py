@@ -79,7 +79,7 @@ def calibrate(source: Artifact, config: QuantizeConfig, pictures: Sequence[Path]
         say(f"Warning: {line}")
     with progress(f"Quantize {source.name}", len(pictures)) as task:
         clock = time.perf_counter()
-        model = _nncf(model, pictures, config, spec.imgsz, bits, task)
+        model = post_training(model, pictures, config, spec.imgsz, bits, task)
         seconds = round(time.perf_counter() - clock, 2)
     quantization = quantizers.read(model, graph)
     details = {"calibration_images": len(pictures), "calibration_seconds": seconds, "warnings": warnings,
@@ -213,7 +213,7 @@ def cpu_notes(pictures: int, bits: int | None) -> tuple[list[str], int]:
     return found, bits or 7
 
 
-def _nncf(
+def post_training(
     model: openvino.Model, pictures: Sequence[Path], config: QuantizeConfig, imgsz: int, bits: int, task: Task
 ) -> openvino.Model:
     """NNCF's post-training quantization with its chatter off; `task` advances once per picture."""

@@ -34,8 +34,8 @@ _ADVICE = {
     "ONNX": "the export changes the network: export again with another --opset, or without --simplify",
     "OpenVINO": "OpenVINO computes something else than ONNX Runtime from the same graph: export with another --opset, "
                 "and report it with both files",
-    "OpenVINO INT8": "quantization costs the accuracy: run `hawkeye quantize --mode qat`, or calibrate on more and more "
-                     "typical pictures",
+    "OpenVINO INT8": "quantization costs the accuracy: run `hawkeye quantize --mode qat`, or calibrate on more "
+                     "pictures, and more typical ones",
     "ONNX Runtime INT8": "ONNX Runtime computes INT8 differently here: use the OpenVINO file",
 }  # fmt: skip
 
@@ -62,7 +62,8 @@ def diagnose(
 
     Returns:
         JSON-ready: stages (name, map50, map50_95, change in points and its 95 % interval, score_difference to the
-        stage before), first_fall (name of the first stage that surely loses, or None), spread (None for a model that is not quantized), and advice.
+        stage before), first_fall (the first stage that surely loses, or None), spread (None for a model that is not
+        quantized), and advice.
 
     Raises:
         ModelError: the float artefact of a quantized one is not to be found.
@@ -103,8 +104,8 @@ def diagnose(
     if first is not None:
         advice.append(f"accuracy falls at {first}: {_ADVICE[first]}")
     elif falls:
-        advice.append(f"{falls[0]['stage']} finds less ({falls[0]['change']:.1f} points), but on {len(pictures)} pictures "
-                      "that can be chance: give more validation pictures")  # fmt: skip
+        advice.append(f"{falls[0]['stage']} finds less ({falls[0]['change']:.1f} points), but that can be chance: "
+                      f"{len(pictures)} pictures are too few to tell")  # fmt: skip
     spread = None
     if model.stage == "quantize":
         spread = _spread(model, data, images, pictures)

@@ -7,6 +7,7 @@ tools/qat, PaddleSlim ACT): BatchNorm folded, a rate of 1e-6 to 3e-5, no mosaics
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -134,7 +135,8 @@ class _Rescue:
         def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             x, y = inputs[0].float(), output.float()
             error = float((y - x).square().mean() / x.square().mean().clamp_min(1e-12))
-            order[of[id(module)]] = max(error, order.get(of[id(module)], 0.0)) if error == error else float("nan")
+            node = of[id(module)]
+            order[node] = max(order.get(node, 0.0), error if math.isfinite(error) else math.inf)
 
         hooks = [quantizer.register_forward_hook(note) for quantizer in {id(q): q for q in on.values()}.values()]
         with torch.no_grad():
@@ -142,7 +144,7 @@ class _Rescue:
         for hook in hooks:
             hook.remove()
         for node, error in order.items():
-            if error != error or error == float("inf"):
+            if error == math.inf:
                 return node, "the first whose values are not finite"
         node = max(order, key=order.__getitem__)
         return node, f"it loses most, {order[node]:.2%} of its map's power"

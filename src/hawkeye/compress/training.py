@@ -37,7 +37,9 @@ except ImportError as error:  # pragma: no cover - depends on the installation
 
 _MAX_ROLLBACKS = 3
 _SPIKE = 4.0  # a loss this many times its running mean is divergence
-_WORSE = 1.02  # so is a judgement this many times the start's, where the start must not be lost
+# So is a judgement this many times the start's, where the start must not be lost. On the way to something better it
+# rises by a fifth by itself, while the rate is at its peak.
+_WORSE = 1.5
 
 Batch = dict[str, Any]
 Objective = Callable[[nn.Module, Batch], Tensor]

@@ -1,0 +1,409 @@
+"""Fake quantization is what INT8 computes, and training behind it never ends worse than calibration."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+for _package in ("ultralytics", "lightning_fabric", "onnx", "onnxruntime", "openvino", "nncf"):
+    pytest.importorskip(_package)
+
+import onnx  # noqa: E402
+import openvino  # noqa: E402
+from openvino import opset13  # noqa: E402
+
+from hawkeye import keys  # noqa: E402
+from hawkeye.compress import calibrate, fake_quantize, int8_checks, qat, quantizers, yolo  # noqa: E402
+from hawkeye.compress.export import export  # noqa: E402
+from hawkeye.compress.fake_quantize import FakeQuantize  # noqa: E402
+from hawkeye.compress.prune import load_batches  # noqa: E402
+from hawkeye.compress.quantize import quantize  # noqa: E402
+from hawkeye.compress.sensitivity import sensitivity  # noqa: E402
+from hawkeye.config import ExportConfig, QuantizeConfig  # noqa: E402
+from hawkeye.data import load_dataset, training_images  # noqa: E402
+from hawkeye.errors import DataError, ModelError  # noqa: E402
+from hawkeye.scenes import NAMES, draw_dataset  # noqa: E402
+
+pytestmark = pytest.mark.compress
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    return draw_dataset(tmp_path_factory.mktemp("qat") / "scenes", train=16, val=2, imgsz=96, seed=1)
+
+
+@pytest.fixture(scope="module")
+def exported(scenes, tmp_path_factory):
+    """Random weights, but signals that differ from place to place: a fresh network's fade out on the way."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("exported")
+    model = yolo.build_detector(NAMES, width=0.125, imgsz=64)
+    for branch in model.model[-1].cv3:
+        torch.nn.init.normal_(branch[-1].weight, std=0.5)
+        torch.nn.init.constant_(branch[-1].bias, -2.0)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum, module.eps = 0.5, 1e-5
+    with torch.no_grad():
+        for batch in list(load_batches(load_dataset(scenes).split("train"), 64, 8)) * 3:
+            model(batch)
+    yolo.save_checkpoint(folder / "tiny.pt", model, names=NAMES, imgsz=64)
+    return export(folder / "tiny.pt", ExportConfig(data=scenes, tolerance=0.1), out=folder / "out")
+
+
+@pytest.fixture(scope="module")
+def ptq(exported, scenes, tmp_path_factory):
+    return quantize(exported, QuantizeConfig(mode="ptq", data=scenes), out=tmp_path_factory.mktemp("ptq"))
+
+
+@pytest.fixture(scope="module")
+def record(exported, ptq):
+    return quantizers.load(ptq.path("openvino"), exported.path("onnx"))
+
+
+@pytest.fixture(scope="module")
+def float_network(exported):
+    return yolo.folded(yolo.load_checkpoint(exported.path("pytorch")).model).eval().requires_grad_(False)
+
+
+def settings(scenes, **changes):
+    # A random network contradicts the labels, so they get no weight here.
+    return QuantizeConfig(**{"mode": "qat", "data": scenes, "steps": 4, "batch": 4, "checks": 2, "holdout": 0.2,
+                             "labels": 0.0, **changes})  # fmt: skip
+
+
+def trained(exported, record, scenes, folder, **more):
+    pictures, _ = training_images(scenes, None)
+    change = more.pop("change", None)
+    return qat.train(exported, record, settings(scenes, **more), (pictures[4:], []), pictures[:4],
+                     state=folder / "state.pt", **({"change": change} if change else {}))  # fmt: skip
+
+
+def openvino_fake_quantize(x, low, high, levels):
+    parameter = opset13.parameter(list(x.shape), np.float32)
+    low, high = (opset13.constant(np.asarray(value, np.float32)) for value in (low, high))
+    node = opset13.fake_quantize(parameter, low, high, low, high, levels)
+    # The reference implementation of the operator, not the CPU plug-in's fused one.
+    return openvino.Core().compile_model(openvino.Model([node], [parameter]), "CPU",
+                                         {"INFERENCE_PRECISION_HINT": "f32"})(x)[0]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("zero_point", "scale"),
+    [(14, 0.02), (0, 0.004), (255, 0.5), (128, 1e-3), (3, 30.0)],
+    ids=["SiLU", "pictures", "only negative", "symmetric", "wide"],
+)
+def test_fake_quantize_of_maps_is_openvinos(zero_point, scale):
+    low, high = -zero_point * scale, (255 - zero_point) * scale
+    rng = np.random.default_rng(0)
+    x = rng.uniform(2 * low - high, 2 * high - low, (1, 3, 16, 17)).astype(np.float32)
+    x.flat[:6] = 0, low, high, low - scale, high + scale, 1e30
+    mine = FakeQuantize(torch.tensor(scale), -zero_point, 255 - zero_point, trained=False)(torch.from_numpy(x))
+    theirs = openvino_fake_quantize(x, low, high, 256)
+    ties = np.abs(np.abs(x / scale) % 1 - 0.5) < 1e-3  # there either neighbour is right
+    assert ties.mean() < 0.02
+    np.testing.assert_allclose(mine.numpy()[~ties], theirs[~ties], atol=1e-4 * scale, rtol=1e-5)
+    assert mine.flatten()[0] == 0
+
+
+def test_fake_quantize_of_kernels_is_openvinos():
+    rng = np.random.default_rng(0)
+    kernel = (
+        rng.normal(size=(5, 4, 3, 3)).astype(np.float32)
+        * np.array([1e-3, 0.1, 1, 10, 1], np.float32)[:, None, None, None]
+    )
+    scale = np.abs(kernel).reshape(5, -1).max(1) / 127
+    scale[4] *= 0.5  # clips
+    wide = scale.reshape(5, 1, 1, 1)
+    mine = FakeQuantize(torch.from_numpy(wide), -127, 127, trained=False)(torch.from_numpy(kernel)).numpy()
+    theirs = openvino_fake_quantize(kernel, -127 * wide, 127 * wide, 255)
+    ties = np.abs(np.abs(kernel / wide) % 1 - 0.5) < 1e-3
+    np.testing.assert_allclose((mine / wide)[~ties], (theirs / wide)[~ties], atol=1e-3)
+    assert np.abs(mine[4]).max() < np.abs(kernel[4]).max()
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_gradients_go_straight_through_and_are_torchs_own(kind):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, 8, 8, generator=generator).mul(3).to(kind).requires_grad_()
+    gradient = torch.randn(2, 3, 8, 8, generator=generator).to(kind)
+    quantizer = FakeQuantize(torch.tensor(0.02), -14, 241, trained=True)
+    quantizer(x).backward(gradient)
+    twin, scale = x.detach().float().requires_grad_(), torch.tensor([0.02], requires_grad=True)
+    reference = torch._fake_quantize_learnable_per_tensor_affine(twin, scale, torch.tensor([14.0]), 0, 255, 1.0)
+    reference.backward(gradient.float())
+    inside = (x.detach().float() > -14.4 * 0.02) & (x.detach().float() < 241.4 * 0.02)
+    assert torch.equal(x.grad[inside], gradient[inside])
+    assert 0.05 < (x.grad == 0).float().mean() < 0.6
+    exact = kind is torch.float32
+    if exact:
+        assert torch.equal(x.grad, twin.grad)
+    wanted = scale.grad.item() * 0.02 * fake_quantize._PACE  # through the exponential
+    assert quantizer.gain.grad.item() == pytest.approx(wanted, rel=1e-3 if exact else 0.1)
+
+
+def test_gradient_of_a_kernels_scales_is_torchs_own():
+    kernel = torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    start = torch.tensor([0.01, 0.02, 0.005, 0.03])
+    quantizer = FakeQuantize(start.reshape(-1, 1, 1, 1), -127, 127, trained=True)
+    quantizer(kernel).square().sum().backward()
+    twin, scale = kernel.detach().clone().requires_grad_(), start.clone().requires_grad_()
+    torch._fake_quantize_learnable_per_channel_affine(
+        twin, scale, torch.zeros(4), 0, -127, 127, 1.0
+    ).square().sum().backward()
+    torch.testing.assert_close(kernel.grad, twin.grad)
+    torch.testing.assert_close(
+        quantizer.gain.grad.flatten(), scale.grad * start * fake_quantize._PACE, rtol=1e-3, atol=1e-3
+    )
+
+
+def test_folding_batchnorm_changes_nothing(exported, float_network):
+    unfolded = yolo.load_checkpoint(exported.path("pytorch")).model
+    x = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(float_network(x)[0], unfolded(x)[0], atol=2e-3, rtol=1e-3)
+
+
+def test_mirror_without_its_quantizers_is_the_float_network(float_network, record):
+    everything = record.without(list(record.activations))
+    assert set(everything.in_float()) == set(record.convolutions)
+    biases = {node: replace(conv, bias=float_network.get_submodule(conv.module).bias.numpy())
+              for node, conv in everything.convolutions.items()}  # fmt: skip
+    mirror = fake_quantize.mirror(float_network, replace(everything, convolutions=biases), trained=False)
+    x = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(mirror(x)[0], float_network(x)[0], atol=1e-4, rtol=1e-4)
+
+
+def test_record_covers_every_convolution_but_dfl_and_shared_ranges_stay_shared(record):
+    convolutions = sum(isinstance(m, torch.nn.Conv2d) for m in yolo.build_detector(NAMES, width=0.125).modules())
+    assert len(record.convolutions) == convolutions - 1
+    assert all(conv.reads for conv in record.convolutions.values())
+    # The halves of a C2f and what its bottlenecks give meet in one concatenation.
+    assert record.activations["/model.2/m.0/Add"].group == record.activations["/model.2/cv1/act/Mul"].group
+    for activation in record.activations.values():
+        first = record.activations[activation.group]
+        assert (activation.scale, activation.zero_point) == (first.scale, first.zero_point)
+
+
+def test_torch_openvino_and_onnx_hold_the_same_integers(exported, ptq, record, scenes):
+    agreement = ptq.details["agreement"]
+    for pair in ("openvino - onnx", "torch - openvino", "torch - onnx"):
+        assert agreement[pair]["candidates"] > 20
+        assert agreement[pair]["mean_score"] < 0.01
+    graph = onnx.load(ptq.path("onnx"))
+    tensors = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.graph.initializer}
+    again = quantizers.load(ptq.path("openvino"), exported.path("onnx"))
+    for node, conv in record.convolutions.items():
+        np.testing.assert_array_equal(conv.integers(), again.convolutions[node].integers())
+        np.testing.assert_array_equal(conv.integers(), tensors[f"{conv.module}.weight"])
+    assert int8_checks.executed_precisions(ptq.path("onnx"))["f32"] == 1  # OpenVINO reads it as INT8 as well
+
+
+def test_changed_ranges_and_kernels_are_written_back(exported, ptq, record, tmp_path):
+    node, name = "/model.1/act/Mul", "/model.2/cv1/conv/Conv"
+    changed = record.without(["/model.0/act/Mul"])
+    changed.activations[node] = replace(changed.activations[node], scale=changed.activations[node].scale * 1.25)
+    conv = changed.convolutions[name]
+    changed.convolutions[name] = replace(conv, kernel=conv.kernel * 0.5, bias=conv.bias + 1, scale=conv.scale * 0.75)
+    model = quantizers.read_ir(ptq.path("openvino"))
+    quantizers.write_openvino_(model, changed)
+    openvino.save_model(model, tmp_path / "changed.xml", compress_to_fp16=False)
+    found = quantizers.load(tmp_path / "changed.xml", exported.path("onnx"))
+    assert found.activations[node].scale == pytest.approx(changed.activations[node].scale, rel=1e-5)
+    assert found.activations[node].zero_point == record.activations[node].zero_point
+    np.testing.assert_allclose(found.convolutions[name].bias, conv.bias + 1, rtol=1e-5)
+    np.testing.assert_allclose(found.convolutions[name].scale, conv.scale * 0.75, rtol=1e-5)
+    assert "/model.0/act/Mul" not in found.activations
+    assert "/model.1/conv/Conv" not in found.convolutions
+    assert int8_checks.check_openvino(model, changed.in_float())[0] == 2
+    assert int8_checks.executed_precisions(tmp_path / "changed.xml")["f32"] == 2
+
+
+@pytest.mark.parametrize(
+    ("node", "module"),
+    [
+        ("/model.0/act/Mul", "model.0"),
+        ("/model.2/m.0/Add", "model.2.m.0"),
+        ("/model.10/Resize", "model.10"),
+        ("/model.22/cv2.0/cv2.0.1/act/Mul", "model.22.cv2.0.1"),
+        ("/model.22/cv3.2/cv3.2.0/act/Mul", "model.22.cv3.2.0"),
+    ],
+)
+def test_module_of_a_node(node, module):
+    assert fake_quantize.module_of(node) == module
+
+
+@pytest.fixture(scope="module")
+def after_qat(exported, scenes, tmp_path_factory):
+    return quantize(exported, settings(scenes, steps=8), out=tmp_path_factory.mktemp("trained"))
+
+
+def test_a_tiny_network_through_calibration_training_and_export(after_qat, exported):
+    told = after_qat.details
+    assert [step["step"] for step in told["story"]] == ["float", "ptq", "qat", "kept"]
+    assert told["int8_convolutions"] == told["convolutions"] - 1
+    pairs = [told["agreement"][pair]["mean_score"] for pair in ("openvino - onnx", "torch - openvino", "torch - onnx")]
+    assert max(pairs) < calibrate.AGREEMENT
+    assert after_qat.name == "original+int8"
+    assert after_qat.path("openvino").is_file()
+    assert after_qat.path("onnx").is_file()
+    assert not (after_qat.root / "steps").exists()
+    assert not list(after_qat.root.glob("training/*"))
+
+
+@pytest.fixture(scope="module")
+def coarse(record):
+    """Kernels on 4 bits or so, one scale a layer: there is much to win."""
+    convolutions = {node: replace(conv, scale=conv.scale.max(keepdims=True) * 8)
+                    for node, conv in record.convolutions.items()}  # fmt: skip
+    return replace(record, convolutions=convolutions)
+
+
+def test_training_brings_int8_nearer_to_float(exported, coarse, scenes, tmp_path):
+    record = coarse
+    after, told = trained(exported, record, scenes, tmp_path, steps=16, checks=4)
+    assert told["distance_after"] < 0.9 * told["distance_before"]
+    assert not told["gave_up"]
+    assert told["excluded"] == []
+    moved = [not np.array_equal(after.convolutions[n].kernel, c.kernel) for n, c in record.convolutions.items()]
+    assert sum(moved) > 0.9 * len(moved)
+    assert told["range_change"]["least"] != told["range_change"]["most"]
+    zero_points = {n: a.zero_point for n, a in after.activations.items()}
+    assert zero_points == {n: a.zero_point for n, a in record.activations.items()}
+
+
+def test_frozen_ranges_do_not_move(exported, record, scenes, tmp_path):
+    after, _ = trained(exported, record, scenes, tmp_path, ranges="frozen")
+    for node, activation in record.activations.items():
+        assert after.activations[node].scale == pytest.approx(activation.scale, rel=1e-6)
+    for node, conv in record.convolutions.items():
+        np.testing.assert_allclose(after.convolutions[node].scale, conv.scale, rtol=1e-6)
+
+
+def breaking(steps):
+    """Wraps a loss so that it is not a number at some of its calls."""
+    calls = iter(range(10**6))
+
+    def change(objective):
+        def broken(student, batch):
+            loss = objective(student, batch)
+            return loss * math.nan if next(calls) in steps else loss
+
+        return broken
+
+    return change
+
+
+def test_after_a_nan_one_map_is_left_in_float_and_named(exported, ptq, coarse, scenes, tmp_path):
+    after, told = trained(exported, coarse, scenes, tmp_path, steps=16, checks=4, change=breaking({3}))
+    assert len(told["excluded"]) == 1
+    node = told["excluded"][0]["node"]
+    assert "%" in told["excluded"][0]["why"]
+    assert not told["gave_up"]
+    assert told["distance_after"] < told["distance_before"]
+    assert not after.activations[node].on
+    model = quantizers.read_ir(ptq.path("openvino"))
+    quantizers.write_openvino_(model, after)
+    kept, _ = int8_checks.check_openvino(model, after.in_float())
+    assert kept == 1 + len(after.in_float())
+    assert set(coarse.readers(node)) <= set(after.in_float())
+
+
+def test_a_killed_training_goes_on_to_the_same_end(exported, coarse, scenes, tmp_path):
+    whole, told = trained(exported, coarse, scenes, tmp_path, steps=6, change=breaking({1}), save_every=0.0)
+    (tmp_path / "state.pt").unlink()
+    calls = iter(range(10**6))
+
+    def killed(objective):
+        def until(student, batch):
+            call = next(calls)
+            if call == 4:
+                raise KeyboardInterrupt
+            return objective(student, batch) * (math.nan if call == 1 else 1.0)
+
+        return until
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(exported, coarse, scenes, tmp_path, steps=6, change=killed, save_every=0.0)
+    again, after = trained(exported, coarse, scenes, tmp_path, steps=6, save_every=0.0)
+    assert [c["held_out"] for c in after["curve"]] == pytest.approx([c["held_out"] for c in told["curve"]], rel=1e-4)
+    assert [n for n, a in again.activations.items() if a.on] == [n for n, a in whole.activations.items() if a.on]
+
+
+def test_the_map_that_is_not_finite_is_the_one_to_blame(float_network, record):
+    model = fake_quantize.mirror(float_network, record, trained=True)
+    rescue = qat._Rescue(record)
+    rescue._pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    broken = record.convolutions["/model.4/cv1/conv/Conv"].module
+    with torch.no_grad():
+        model.get_submodule(broken).bias[0] = math.nan
+    rescue(model)(model)
+    assert rescue.excluded == [{"node": "/model.4/cv1/act/Mul", "why": "the first whose values are not finite"}]
+    assert not fake_quantize.activation_quantizers(model, record)["/model.4/cv1/act/Mul"].on
+
+
+def test_training_that_never_holds_gives_calibrations_result_back(exported, record, scenes, tmp_path):
+    after, told = trained(exported, record, scenes, tmp_path, steps=20, change=breaking(range(10**6)))
+    assert told["gave_up"]
+    assert len(told["excluded"]) == 4
+    assert after is record
+
+
+def test_sensitivity_orders_layers_by_what_float_would_gain(exported, record, scenes):
+    spoilt = replace(record, activations=dict(record.activations))
+    node = "/model.22/cv3.0/cv3.0.1/act/Mul"
+    spoilt.activations[node] = replace(spoilt.activations[node], scale=spoilt.activations[node].scale / 50)
+    layers = sensitivity(exported, spoilt, training_images(scenes, None)[0][:2])
+    assert layers[0].name == "/model.22/cv3.0/cv3.0.2/Conv"
+    assert layers[0].in_float == (layers[0].name,)
+    assert layers[0].gain > 3 * max(0.0, layers[1].gain)
+
+
+@pytest.mark.parametrize(
+    ("sets", "asked", "bits", "told"),
+    [
+        (("avx2", "avx512_vnni"), None, 8, None),
+        (("avx2", "amx_int8"), None, 8, None),
+        (("avx2", "fma"), None, 7, "7 bits"),
+        (("avx2", "fma"), 8, 8, "may overflow"),
+        (("avx2", "avx_vnni"), 7, 7, None),
+        ((), None, 8, None),
+    ],
+)
+def test_cpus_without_vnni_get_seven_bits_or_a_warning(monkeypatch, sets, asked, bits, told):
+    monkeypatch.setattr(calibrate.environment, "instruction_sets", lambda: sets)
+    lines, chosen = calibrate.cpu_notes(1000, asked)
+    assert chosen == bits
+    assert (told is None and lines == []) or (told is not None and told in " ".join(lines))
+
+
+@pytest.mark.parametrize("shape", [(1, 64, 64, 3), (1, 1, 64, 64), (1, 4, 64, 64)], ids=["last", "grey", "alpha"])
+def test_another_order_of_channels_is_an_error(shape):
+    parameter = opset13.parameter(list(shape), np.float32)
+    with pytest.raises(ModelError, match="another order of channels"):
+        calibrate.check_input(openvino.Model([opset13.relu(parameter)], [parameter]))
+
+
+def test_too_few_pictures_beside_those_set_aside_are_an_error(exported, scenes, tmp_path):
+    few = tmp_path / "few"
+    few.mkdir()
+    for path in load_dataset(scenes).split("train")[:10]:
+        (few / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(DataError, match="too few pictures"):
+        quantize(exported, QuantizeConfig(images=few), out=tmp_path / "out")
+    assert len(keys.quantize("", QuantizeConfig(images=few, mode="ptq"))[0]) == 10
+
+
+def test_auto_without_labels_and_seven_bits_with_one_scale_a_layer(exported, scenes, tmp_path):
+    config = QuantizeConfig(images=scenes.parent / "images" / "train", weight_bits=7, per_channel=False)
+    made = quantize(exported, config, out=tmp_path / "out")
+    assert made.details["kept"] == "ptq"
+    assert "without labels" in made.details["story"][-1]["why"]
+    found = quantizers.load(made.path("openvino"), exported.path("onnx"))
+    assert {conv.limit for conv in found.convolutions.values()} == {64}
+    assert {conv.scale.size for conv in found.convolutions.values()} == {1}
+    assert made.details["weight_bits"] == 7
