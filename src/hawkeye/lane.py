@@ -81,6 +81,16 @@ class Lane:
         self.last_s = self.silent_told_s = 0.0
         self.latency_ms: float | None = None
         self.state: State = "connecting"
+        self._wanted: tuple[Rule, ...] | None = None  # rules to be taken up with the next frame
+
+    def change(self, rules: Sequence[Rule], names: Sequence[str]) -> None:
+        """Other rules from the next frame on; from any thread, for a lane that tracks. Not for one with a series.
+
+        Raises:
+            ConfigError: a rule that does not fit the model, or the picture where one was seen; nothing is changed then.
+        """
+        Counter(rules, names, size=self.size or (1_000_000, 1_000_000))
+        self._wanted = tuple(rules)
 
     def scale_to(self, frame: Frame) -> np.ndarray[Any, Any]:
         """Factors (4,) from this frame's pixels to those of the first frame: a stream may change its size."""
@@ -111,12 +121,22 @@ class Lane:
                     self.series = CountSeries(self.rules, bucket_s=self.bucket_s, epoch_s=epoch_s)
         if self.tracker is None:
             return found, []
+        changed = [] if self._wanted is None else self._take_up(self._wanted, names)
         factors = self.scale_to(frame)
         tracked = self.tracker.update(replace(found, xyxy=found.xyxy * factors), frame.time_s)
         events = self.counter.update(tracked, frame.time_s) if self.counter else []
         if self.series is not None and self.counter is not None:
             self.series.update(frame.time_s, events, self.counter.occupancy() or {})
-        return replace(tracked, xyxy=tracked.xyxy / factors), events
+        return replace(tracked, xyxy=tracked.xyxy / factors), changed + events
+
+    def _take_up(self, rules: tuple[Rule, ...], names: tuple[str, ...]) -> list[CountEvent]:
+        assert self.size is not None
+        self._wanted, self.rules = None, rules
+        self.pixel_rules = tuple(rule.scaled(*self.size) for rule in rules)
+        if self.counter is None:
+            self.counter = Counter(rules, names, size=self.size)
+            return []
+        return self.counter.change(rules)
 
     def no_data(self, time_s: float) -> None:
         """Nothing is known of this moment."""

@@ -124,6 +124,17 @@ class LiveSession:
             raise ConfigError("there is no such source", got=name, expected=", ".join(self._lanes) or "none is running")
         lane.stream.stop()
 
+    def change_rules(self, name: str, rules: Sequence[Rule]) -> None:
+        """Other lines and zones from the next frame on; unchanged ones keep their counts. Needs `tracking`.
+
+        Raises:
+            ConfigError: no such source, or a rule that does not fit; nothing is changed then.
+        """
+        lane = self._lanes.get(name)
+        if lane is None:
+            raise ConfigError("there is no such source", got=name, expected=", ".join(self._lanes) or "none is running")
+        lane.change(rules, self.names)
+
     def latest(self, name: str) -> Result | None:
         """The newest result of a stream, with its picture; None before the first, or when there is no such stream."""
         lane = self._lanes.get(name)

@@ -21,7 +21,7 @@ from hawkeye.runtime import Runtime, load_runtime, open_file
 from hawkeye.store import is_store, released
 
 # Where `hawkeye optimize` puts its results, the best for use first.
-_BEST = ("4-quantize/pruned", "3-export/pruned", "4-quantize/original", "3-export/original")
+BEST = ("4-quantize/pruned", "3-export/pruned", "4-quantize/original", "3-export/original")
 
 
 class Detector:
@@ -176,7 +176,7 @@ def open_source(
         return open_file(source, runtime=runtime, threads=threads, imgsz=imgsz, cache_dir=cache_dir)
     if not source.is_dir():
         raise ModelError(f"there is no model {source}", mend="name a run folder, an export's folder, an .xml or .onnx")
-    for place in (".", *_BEST):
+    for place in (".", *BEST):
         if (source / place / RECORD).is_file():
             artifact = Artifact.load(source / place)
             return open_source(artifact, runtime=runtime, threads=threads, imgsz=imgsz, cache_dir=cache_dir)

@@ -190,6 +190,7 @@ class Engine:
         clock: seconds, steady.
 
     Attributes:
+        watch: called with each job that is collected, in the collecting thread.
         name: of the backend.
         restarts: how often a new backend had to be made.
         lost: jobs that came back without detections.
@@ -201,10 +202,13 @@ class Engine:
         self._make, self._timeout_s, self._clock = make, timeout_s, clock
         self._backend = make()
         self.name = self._backend.name
+        self.watch: Callable[[Job], None] | None = None
         self.restarts = self.lost = 0
         self._in_a_row = 0
         self._jobs: deque[Job] = deque()
         self._changed = threading.Condition()
+        self._next: tuple[Callable[[], Backend], Backend] | None = None  # to be taken up with the next job
+        self._draining: tuple[Backend, int] | None = None  # the one before, and how many jobs it still has
 
     @property
     def in_flight(self) -> int:
@@ -216,8 +220,22 @@ class Engine:
         """Whether it takes another job now."""
         return len(self._jobs) < self._backend.capacity
 
+    def swap(self, other: Engine) -> None:
+        """Work with the backend of another engine, such as of another network, from the next job on.
+
+        The backend before ends its jobs and is closed then; results stay in order. From any thread.
+
+        Args:
+            other: unused until now, and used up by this.
+        """
+        with self._changed:
+            unused, self._next = self._next, (other._make, other._backend)
+        if unused is not None:
+            unused[1].close()
+
     def submit(self, job: Job) -> None:
         """Begin a job; only while `free`."""
+        self._take_up()
         self._jobs.append(job)
         self._begin(job)
 
@@ -227,6 +245,7 @@ class Engine:
         Raises:
             EngineError: the backend hung several times in a row.
         """
+        self._take_up()
         with self._changed:
             self._changed.wait_for(lambda: not self._jobs or self._jobs[0].done, self._wait(timeout_s))
         if self._jobs and not self._jobs[0].done and self._clock() - self._jobs[0].begun_s >= self._timeout_s:
@@ -238,18 +257,43 @@ class Engine:
                 self.lost += 1
             else:
                 self._in_a_row = 0
+            if self.watch is not None:
+                self.watch(job)
             ready.append(job)
+        self._drain(len(ready))
         return ready
 
     def close(self) -> None:
         """Let go of the backend; jobs in flight are given up."""
         with self._changed:
             idle = self._changed.wait_for(lambda: all(job.done for job in self._jobs), _CLOSE_S)
+        spare = [self._next[1]] if self._next else []
+        spare += [self._draining[0]] if self._draining and idle else []
+        for backend in spare:
+            backend.close()
         if idle:
             self._backend.close()
         else:
             _leave(self._backend)
         self._jobs.clear()
+
+    def _take_up(self) -> None:
+        if self._next is None or self._draining is not None:
+            return
+        with self._changed:
+            (self._make, fresh), self._next = self._next, None
+        self._draining = (self._backend, len(self._jobs))
+        self._backend, self.name = fresh, fresh.name
+        self._drain(0)
+
+    def _drain(self, done: int) -> None:
+        """Close the backend before this one once its last job was collected."""
+        if self._draining is None:
+            return
+        backend, left = self._draining
+        self._draining = (backend, left - done) if left > done else None
+        if self._draining is None:
+            backend.close()
 
     def _wait(self, timeout_s: float) -> float:
         if not self._jobs:
@@ -280,6 +324,9 @@ class Engine:
             raise EngineError("the network hangs", got=f"nothing within {self._timeout_s:g} s, {self._in_a_row} times",
                               mend="try --engine sync, fewer --threads, or another model")  # fmt: skip
         _leave(self._backend)
+        if self._draining is not None:  # its jobs are begun again below
+            _leave(self._draining[0])
+            self._draining = None
         self._backend = self._make()
         for job in self._jobs:
             if job.done:

@@ -74,8 +74,8 @@ class ServeConfig(_Settings):
     allowed; link-local and metadata addresses never."""
     cameras: bool = True
     """Whether cameras that are plugged in may be added."""
-    conf: float = Field(0.25, gt=0, lt=1)
-    """Objects on live pictures must once have scored more than this; weaker ones prolong tracks only."""
+    conf: float = Field(0.25, ge=0, le=1)
+    """Threshold of requests that name none, and of A/B comparisons."""
     iou: float = Field(0.7, gt=0, le=1)
     """Overlap above which the weaker of two boxes is dropped."""
     threads: int = Field(0, ge=0, le=1024)

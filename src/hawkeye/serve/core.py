@@ -219,7 +219,7 @@ class Service:
 
     def models(self) -> list[ModelInfo]:
         """What is served and what could be, the served one first. Reads folders: may wait some milliseconds."""
-        return self._models.list()
+        return self._models.infos()
 
     @property
     def served(self) -> str:
@@ -315,6 +315,7 @@ class Service:
         rule: str | None = None,
         class_name: str | None = None,
         measure: str | None = None,
+        utc_offset_s: int = 0,
     ) -> list[CountRow]:
         """Counts over time from the store, each measure of each rule and class in each span; gaps have no value.
 
@@ -330,7 +331,7 @@ class Service:
             ConfigError: an empty range, or more than 50,000 spans.
         """
         return self.store.counts(start=start, end=end, bucket_s=bucket_s, source=source, rule=rule,
-                                 class_name=class_name, measure=measure)  # fmt: skip
+                                 class_name=class_name, measure=measure, utc_offset_s=utc_offset_s)  # fmt: skip
 
     def seen(self, source: str, *, seconds: float = 3600.0) -> dict[str, int]:
         """How many different objects of each class a source has shown in the last hour."""

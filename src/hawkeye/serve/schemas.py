@@ -35,10 +35,10 @@ class RuleSpec(Schema):
     kind: Literal["line", "zone"] = Field(examples=["line"])
     name: str = Field(min_length=1, max_length=100, examples=["door"])
     points: tuple[tuple[float, float], ...] = Field(min_length=2, max_length=200, examples=[[[0.5, 0.0], [0.5, 1.0]]])
-    classes: tuple[str, ...] | None = Field(None, max_length=1000, examples=[None])
+    classes: tuple[str, ...] | None = Field(default=None, max_length=1000, examples=[None])
     anchor: Anchor = "bottom"
     repeat: bool = False
-    dwell_s: float | None = Field(None, gt=0, examples=[None])
+    dwell_s: float | None = Field(default=None, gt=0, examples=[None])
 
     def to_rule(self) -> Rule:
         """The rule as the counter takes it.
@@ -66,7 +66,7 @@ class SourceSpec(Schema):
     """
 
     address: str = Field(min_length=1, max_length=2000, examples=["rtsp://192.168.1.20/stream1"], repr=False)
-    name: str | None = Field(None, min_length=1, max_length=80, pattern=r"^\w[\w.-]*$", examples=["gate-1"])
+    name: str | None = Field(default=None, min_length=1, max_length=80, pattern=r"^\w[\w.-]*$", examples=["gate-1"])
     loop: bool = False
 
 
@@ -78,7 +78,8 @@ class SourceInfo(Schema):
         kind: pictures, video, camera or url.
         state: of the stream; `words` says the same for people.
         error: what went wrong last, empty if nothing.
-        fps_in, fps_done: frames per second that arrive, and that are worked on.
+        fps_in, fps_done: frames per second that arrive, and that are worked on. nominal_fps: that it states; 0
+            where it does not.
         latency_ms: from decoding to the result of the last frame.
         drops: frames that a newer one replaced. lost: frames on which the network failed.
         width, height: of the picture in pixels.
@@ -94,6 +95,7 @@ class SourceInfo(Schema):
     error: str
     loop: bool
     fps_in: float
+    nominal_fps: float
     fps_done: float
     latency_ms: float | None
     captured: int
@@ -208,19 +210,27 @@ class Failed(Schema):
 
 
 class Detecting(Schema):
-    """Settings of one request."""
+    """Settings of one request; None is the service's own.
 
-    conf: float = Field(0.25, ge=0, le=1)
-    iou: float = Field(0.7, ge=0, le=1)
-    classes: tuple[str, ...] | None = None
-    model: str | None = None
+    Attributes:
+        conf: detections must score more than this.
+        iou: overlap above which the weaker of two boxes is dropped.
+        classes: names or numbers of the classes to look for.
+        model: id of a model.
+    """
+
+    conf: float | None = Field(default=None, ge=0, le=1, examples=[0.25])
+    iou: float | None = Field(default=None, ge=0, le=1, examples=[0.7])
+    classes: tuple[str, ...] | None = Field(default=None, max_length=1000, examples=[None])
+    model: str | None = Field(default=None, max_length=200, examples=[None])
 
 
 class CountRow(Schema):
     """One span of time of one measure.
 
     Attributes:
-        start: seconds since 1970 (UTC) at which the span begins.
+        start: seconds since 1970 (UTC) at which the span begins. seconds: its length; longer than asked for where
+            counts are so old that they are kept by the minute or hour only.
         rule: name of the line or zone; "" is the whole picture.
         measure: `in`, `out` (line); `enter`, `exit`, `occupancy_mean`, `occupancy_max` (zone); `seen` (new objects),
             `present_mean`, `present_max` (whole picture).
@@ -229,6 +239,7 @@ class CountRow(Schema):
     """
 
     start: float
+    seconds: float
     source: str
     rule: str
     class_name: str
@@ -256,13 +267,13 @@ class AlertSpec(Schema):
     name: str = Field(min_length=1, max_length=80, pattern=r"^\w[\w.-]*$", examples=["crowded"])
     source: str | None = None
     rule: str | None = None
-    class_name: str | None = Field(None, examples=["person"])
+    class_name: str | None = Field(default=None, examples=["person"])
     measure: Literal["in", "out", "enter", "exit", "occupancy", "silent"] = "occupancy"
-    threshold: float = Field(1, ge=0, le=1e9)
-    duration_s: float = Field(10, ge=0, le=86_400)
-    url: str | None = Field(None, max_length=2000, examples=["https://example.com/hook"], repr=False)
-    secret: str | None = Field(None, min_length=16, max_length=200, repr=False)
-    mqtt_topic: str | None = Field(None, min_length=1, max_length=200, pattern=r"^[^#+\x00]+$")
+    threshold: float = Field(default=1, ge=0, le=1e9)
+    duration_s: float = Field(default=10, ge=0, le=86_400)
+    url: str | None = Field(default=None, max_length=2000, examples=["https://example.com/hook"], repr=False)
+    secret: str | None = Field(default=None, min_length=16, max_length=200, repr=False)
+    mqtt_topic: str | None = Field(default=None, min_length=1, max_length=200, pattern=r"^[^#+\x00]+$")
 
 
 class AlertInfo(Schema):
@@ -307,7 +318,8 @@ class Statistics(Schema):
     """How the service does.
 
     Attributes:
-        stages: histograms: `decode`, `wait`, `pre`, `network`, `post` of requests; `live` from frame to result.
+        stages: histograms: `decode`, `wait`, `pre`, `network`, `post`, `total` of requests; of live frames
+            `live_network`, and `live` from frame to result.
         queues: name -> (waiting, capacity).
         cpu_percent: of one core, of this process. cpu_system_percent: of the whole machine.
         why_slow: what holds it up, in words; empty when nothing does.

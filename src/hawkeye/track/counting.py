@@ -132,6 +132,41 @@ class Counter:
         self.size = size
         return ended
 
+    def change(self, rules: Sequence[Rule]) -> list[CountEvent]:
+        """Other rules from now on: those that are the same keep their totals and stays, the others begin anew.
+
+        Returns:
+            The stays that end because their zone is no more.
+
+        Raises:
+            ConfigError: as for the constructor; nothing is changed then.
+        """
+        fresh = Counter(rules, self.names, size=self.size, lost_s=self.lost_s)
+        lines_now, zones_now = [line.rule for line in self._lines], [zone.rule for zone in self._zones]
+        lines = [lines_now.index(new.rule) if new.rule in lines_now else None for new in fresh._lines]
+        zones = [zones_now.index(new.rule) if new.rule in zones_now else None for new in fresh._zones]
+        events = [
+            self._leave(number, track_id, track, stay, track.seen_s)
+            for track_id, track in self._tracks.items()
+            for number, stay in enumerate(track.stays)
+            if stay is not None and number not in zones
+        ]
+        for track in self._tracks.values():
+            track.sides = [0 if old is None else track.sides[old] for old in lines]
+            track.places = [None if old is None else track.places[old] for old in lines]
+            track.through = [old is not None and track.through[old] for old in lines]
+            track.stays = [None if old is None else track.stays[old] for old in zones]
+            track.counted = {(new, side) for new, old in enumerate(lines) for side in (-1, 1)
+                             if (old, side) in track.counted}  # fmt: skip
+        self._line_totals = [
+            fresh._line_totals[new] if old is None else self._line_totals[old] for new, old in enumerate(lines)
+        ]
+        self._zone_totals = [
+            fresh._zone_totals[new] if old is None else self._zone_totals[old] for new, old in enumerate(zones)
+        ]
+        self._rules, self._wanted, self._lines, self._zones = fresh._rules, fresh._wanted, fresh._lines, fresh._zones
+        return events
+
     def update(self, tracked: Detections, time_s: float) -> list[CountEvent]:
         """Take the tracks of one frame.
 
