@@ -16,7 +16,7 @@ from hawkeye.compare import Interval
 from hawkeye.config import Recipe
 from hawkeye.errors import ConfigError, RunDirError
 from hawkeye.records import AccuracyRecord, LatencyRecord, LatencyRow, RuntimeName, load_all
-from hawkeye.report_text import headline, markdown, runtime_notes
+from hawkeye.report_text import headline, markdown, quantization_notes, runtime_notes
 
 SCHEMA_VERSION = 1
 ROWS = ("original", "original+int8", "pruned", "pruned+int8")
@@ -101,11 +101,13 @@ def collect(run: Path, *, interval: Interval | None = None, row: str | None = No
         "method": _method(recipe, head, accuracy, latency),
         "widths": next((a.details["widths"] for a in reversed(artifacts) if "widths" in a.details), None),
         "curve": next((a.details["curve"] for a in reversed(artifacts) if "curve" in a.details), None),
+        "int8": {a.name: a.details["story"] for a in artifacts if "story" in a.details},
         "stages": _stages(run, artifacts, records, latency),
         "missing": missing,
         "notes": notes,
     }
     notes += runtime_notes(rows, list(timed.values()), list(accuracy.values()))
+    notes += quantization_notes(result["int8"])
     result["headline"] = headline(result)
     return result
 

@@ -175,6 +175,29 @@ def runtime_notes(rows: list[dict[str, Any]], timed: list[LatencyRow], accuracy:
     return notes
 
 
+def quantization_notes(stories: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """How each INT8 model came about, step by step, as judged on held-out training pictures."""
+    return [f"{TITLES[name]} on held-out training pictures, {quantization_step(step)}."
+            for name, story in stories.items() for step in story]  # fmt: skip
+
+
+def quantization_step(step: dict[str, Any]) -> str:
+    """One step on the way to INT8 in words."""
+    if "kept" in step:
+        return f"kept {step['kept']}: {step['why']}"
+    parts = [f"{step['step']}: {step['why']}"]
+    if "map50" in step:
+        drop = f" (drop {step['drop']:.2f} points)" if "drop" in step else ""
+        parts.append(f"mAP@0.5 {step['map50']:.3f}{drop}")
+    if "distance" in step:
+        parts.append(f"mean score difference from float {step['distance']:.4f}")
+    if "latency_ms" in step:
+        parts.append(f"{step['latency_ms']:.1f} ms")
+    if step.get("float_layers"):
+        parts.append(f"in float: {', '.join(step['float_layers'])}")
+    return "; ".join(parts)
+
+
 def one_line(text: object) -> str:
     """Text that cannot break a Markdown table or start HTML."""
     cleaned = " ".join(str(text).split())

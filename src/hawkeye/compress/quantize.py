@@ -26,6 +26,7 @@ from hawkeye.data import training_images
 from hawkeye.evaluate import coco_map, detect_all
 from hawkeye.progress import say
 from hawkeye.records import RuntimeName
+from hawkeye.report_text import quantization_step
 from hawkeye.runtime import open_file
 
 _TRIES = 8  # layers that may be left in float
@@ -138,7 +139,7 @@ class _Story:
         learn = ([p for p in labelled if p not in aside], [p for p in unlabelled if p not in aside])
         quantization, told = qat.train(self.source, ptq.quantization, self.config, learn, sum(self.held, []),
                                        state=state)  # fmt: skip
-        made = self._written(quantization, folder, {"qat": told, "curve": told.get("curve")})
+        made = self._written(quantization, folder, {"qat": told})
         why = "quantization-aware training"
         if told["excluded"]:
             why += "; left in float: " + ", ".join(f"{item['node']} ({item['why']})" for item in told["excluded"])
@@ -204,7 +205,7 @@ class _Story:
 
     def _tell(self, name: str, why: str, found: dict[str, Any]) -> None:
         self.told.append({"step": name, "why": why, **found})
-        say(f"  {self.source.name}+int8, {line(self.told[-1])}")
+        say(f"  {self.source.name}+int8, {quantization_step(self.told[-1])}")
 
     def _finish(self, steps: Sequence[Step], why: str) -> Artifact:
         best = max(steps, key=self._value)  # of equals the first, which is the simpler
@@ -230,15 +231,3 @@ class _Story:
         )  # fmt: skip
         shutil.rmtree(self.out / "steps", ignore_errors=True)
         return result
-
-
-def line(step: dict[str, Any]) -> str:
-    """A step of the story in words."""
-    parts = [f"{step['step']}: {step['why']}"]
-    if "map50" in step:
-        parts.append(f"mAP@0.5 {step['map50']:.3f}" + (f" (drop {step['drop']:.2f})" if "drop" in step else ""))
-    if "distance" in step:
-        parts.append(f"mean score difference from float {step['distance']:.4f}")
-    if "latency_ms" in step:
-        parts.append(f"{step['latency_ms']:.1f} ms")
-    return "; ".join(parts)
