@@ -203,6 +203,13 @@ def test_torch_openvino_and_onnx_hold_the_same_integers(exported, ptq, record, s
     assert int8_checks.executed_precisions(ptq.path("onnx"))["f32"] == 1  # OpenVINO reads it as INT8 as well
 
 
+def test_kernels_in_torch_are_the_integers_of_the_files(float_network, record):
+    mirror = fake_quantize.mirror(float_network, record, trained=False)
+    for node, layer, quantizer in fake_quantize.kernel_quantizers(mirror, record):
+        integers = (layer.weight.detach() / quantizer.scale).round().numpy()
+        np.testing.assert_array_equal(integers, record.convolutions[node].integers())
+
+
 def test_changed_ranges_and_kernels_are_written_back(exported, ptq, record, tmp_path):
     node, name = "/model.1/act/Mul", "/model.2/cv1/conv/Conv"
     changed = record.without(["/model.0/act/Mul"])

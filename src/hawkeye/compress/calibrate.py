@@ -44,9 +44,9 @@ except ImportError as error:
     raise MissingExtraError("compress", error.name or "nncf") from error
 
 # Mean score difference allowed between torch, OpenVINO and ONNX Runtime, over candidates above CONFIDENT in either.
-# The same integers give about 0.015 for yolov8n: runtimes add up in another order, and a sum on the edge between two
-# integers falls to either side. A wrong range or kernel gives more than 0.1.
-AGREEMENT = 0.05
+# The same integers give 0.01 to 0.02 for yolov8n: runtimes add up in another order, and what falls on the edge between
+# two integers goes to either side. Rounding the first layer's largest weights the other way alone gave up to 0.05.
+AGREEMENT = 0.08
 
 
 def calibrate(source: Artifact, config: QuantizeConfig, pictures: Sequence[Path], *, out: Path, key: str) -> Artifact:

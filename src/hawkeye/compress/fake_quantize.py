@@ -32,7 +32,7 @@ class _RoundThrough(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
-        steps = x * scale.reciprocal()
+        steps = x / scale  # not times its reciprocal: the largest weights lie on the edge between two integers
         result = steps.round().clamp_(low, high).mul_(scale)
         ctx.save_for_backward(steps, result, scale)
         ctx.bounds = (low - 0.5, high + 0.5)
