@@ -33,6 +33,7 @@ checks = 4
 save_every = 0
 [quantize]
 samples = 10
+mode = "ptq"
 """
 # Ten kills, in the stages' order so that the run moves on; at which moment of the stage is drawn by chance.
 KILLS = ("prune", "prune", "recover", "recover", "recover", "recover", "export", "export", "quantize", "quantize")
