@@ -72,8 +72,8 @@ def mirrored(model: nn.Module, quantization: Quantization, kind: type[FakeQuanti
 def plain(model: nn.Module) -> nn.Module:
     made = copy.deepcopy(model)
     for module in made.modules():
-        if isinstance(module, nn.SiLU):
-            module.inplace = False
+        if isinstance(getattr(module, "act", None), nn.SiLU):
+            module.act = nn.SiLU()  # stock blocks share one, which torchao cannot tell apart
     made.requires_grad_(True)
     made.model[-1].dfl.requires_grad_(False)
     return made
@@ -116,7 +116,9 @@ def with_nncf(model: nn.Module, pixels: Tensor) -> nn.Module:
     """NNCF's PyTorch back end."""
     import nncf
 
-    return nncf.quantize(plain(model).eval(), nncf.Dataset([pixels[:1]]), subset_size=1)
+    network = plain(model).eval()
+    network(pixels[:1])  # the head makes its anchors at the first pass, which NNCF must not trace
+    return nncf.quantize(network, nncf.Dataset([pixels[:1]]), subset_size=1)
 
 
 def step(student: nn.Module, teacher: nn.Module, pixels: Tensor, kept: list[Tensor], *, bfloat16: bool) -> float:
