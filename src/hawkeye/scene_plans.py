@@ -51,7 +51,7 @@ class _Plan:
         start, end = self.area(x, top, x, bottom)
         return Line(name, start, end)
 
-    def yard(self, left: float = 0.14, top: float = 0.2, right: float = 0.4, bottom: float = 0.97) -> Zone:
+    def yard(self, left: float = 0.14, top: float = 0.27, right: float = 0.4, bottom: float = 0.97) -> Zone:
         """A zone with a slanting side."""
         return Zone("yard", self.area(left, top, right - 0.06, top, right, bottom, left, bottom))
 
@@ -130,7 +130,7 @@ def _reentry(plan: _Plan) -> None:
             first = plan.across(size, start, speed, y, y, leftwards=False)
             plan.across(size, first.times[-1] + plan.rng.uniform(1.8, 2.5), speed, y, y, leftwards=True)
         else:  # over the line and back, once or once again
-            turns = [(middle + plan.px(60, 120), y), (middle - plan.px(50, 80), y)]
+            turns = [(middle + plan.px(60, 120), y), (middle - plan.px(25, 40), y)]
             way = [(-size, y), turns[0], (-size, y)] if number % 3 == 1 else [(-size, y), *turns, (far + size, y)]
             plan.walk(size, start, speed, *way)
 

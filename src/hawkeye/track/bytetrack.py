@@ -27,7 +27,7 @@ Array = NDArray[np.float64]
 _STEP_S = 1 / 30  # the paper's noise is per frame of 30 per second
 _POSITION, _VELOCITY = 1 / 20, 1 / 160  # standard deviations, in box sides, as in the paper's code
 _LOW_IOU, _UNCONFIRMED_IOU = 0.5, 0.3  # the paper's further two rounds
-_NEAR_IOU = 0.3  # of widened boxes
+_NEAR_IOU = 0.2  # of widened boxes
 _EPS_S = 1e-6  # frame times are rounded
 
 
