@@ -156,10 +156,10 @@ def _drops(plan: _Plan) -> None:
 
 def _traffic(plan: _Plan) -> None:
     plan.rules = (plan.gate(0.35, 0.3, 0.55, "far"), plan.gate(0.6, 0.56, 1.0, "near"),
-                  Zone("square", plan.area(0.62, 0.58, 0.9, 0.58, 0.93, 0.98, 0.62, 0.98)))  # fmt: skip
+                  Zone("square", plan.area(0.62, 0.58, 0.9, 0.58, 0.93, 0.985, 0.62, 0.985)))  # fmt: skip
     # Lower edge as a share of the height, size, speed in pixels per second, seconds between two (for 360 pixels).
     lanes = ((0.37, (8, 13), (18, 45), 3.0), (0.44, (11, 17), (30, 110), 3.0), (0.68, (36, 56), (60, 190), 4.5),
-             (0.95, (75, 130), (60, 260), 6.0))  # fmt: skip
+             (0.92, (75, 130), (60, 260), 6.0))  # fmt: skip
     for number, (y, sizes, speeds, pause) in enumerate(lanes):
         leftwards, start = number % 2 == 0, -6.0
         while start < plan.seconds:

@@ -57,6 +57,8 @@ class Line:
 
     def __post_init__(self) -> None:
         _check_rule(self, "line", (self.start, self.end))
+        if not isinstance(self.repeat, bool):
+            raise ConfigError(f"repeat of line {self.name!r} is unclear", got=self.repeat, expected="true or false")
         if self.start == self.end:
             raise ConfigError(f"line {self.name!r} has no length", got=_text((self.start, self.end)),
                               expected="two different points")  # fmt: skip
@@ -98,7 +100,7 @@ class Zone:
             raise ConfigError(f"zone {self.name!r} is no polygon", got=f"{len(self.points)} points",
                               expected=f"3 to {_MAX_POINTS}")  # fmt: skip
         _check_polygon(self.name, self.points)
-        if self.dwell_s is not None and not self.dwell_s > 0:
+        if self.dwell_s is not None and not (isinstance(self.dwell_s, int | float) and self.dwell_s > 0):
             raise ConfigError(f"dwell_s of zone {self.name!r} is no time", got=self.dwell_s, expected="more than 0 s")
 
     def scaled(self, width: int, height: int) -> Zone:
