@@ -53,10 +53,12 @@ print(hashlib.sha256("\0".join(parts).encode()).hexdigest())
 PY
 }
 
-installed() { # whether the environment holds these extras; [compress,dev] holds all others
+everything=compress,serve,scale,dev
+
+installed() { # whether the environment holds these extras
   local extras
   [ -x "$venv/bin/python" ] && [ ! -e "$venv/.hawkeye-installing" ] || return 1
-  for extras in "$1" compress,dev; do
+  for extras in "$1" "$everything"; do
     [ "$(cat "$venv/.hawkeye-stamp-$extras" 2>/dev/null)" = "$(fingerprint "$extras")" ] && return 0
   done
   return 1
