@@ -27,14 +27,13 @@ from hawkeye.data import load_dataset, split_holdout, training_images
 from hawkeye.errors import DataError, ModelError
 from hawkeye.progress import say
 
-
 # Anchors of a picture whose boxes are compared, those that the teacher believes in most: objects claim some hundred of
 # 8,400, and each box counts with its confidence.
 _ANCHORS = 1024
 
 
 class _ClassDistance(torch.autograd.Function):
-    """Summed divergence of per-class probabilities, with its gradient, sigmoid(student) - sigmoid(teacher), in closed form.
+    """Summed divergence of per-class probabilities, with its gradient, the difference of both, in closed form.
 
     These are the largest maps of a step (672,000 values a picture), and PyTorch's log1p, which its binary cross-entropy
     takes for each of them, is not vectorised on CPUs: 43 ms a picture on one core, against 3 here. The logarithm of
