@@ -13,6 +13,7 @@ from hawkeye.errors import DataError
 from hawkeye.runtime.source import PictureCapture, VideoCapture, find_sources, open_source
 from hawkeye.runtime.stream import Rate, Stream
 from live_fakes import FakeCapture, file_of, jpeg, mjpeg_camera, picture, refuse, source, until
+from rtsp_camera import PASSWORD, rtsp_camera
 
 
 def drain(stream: Stream) -> list[int]:
@@ -267,3 +268,39 @@ def test_a_camera_over_http_that_closes_and_changes_its_size():
         assert stream.live
         assert "secret" not in stream.error
         assert stream.stop(3)
+
+
+def test_a_camera_over_rtsp_that_asks_for_a_password_closes_and_changes_its_size():
+    """RTSP as cameras speak it: a login, JPEG in RTP packets, and another size after each broken connection."""
+
+    def play(send, visit):
+        for number in range(8):
+            send(picture(10 * number + 80, (64, 96) if visit % 2 else (128, 160)))
+            time.sleep(0.02)
+
+    with rtsp_camera(play) as address:
+        (found,) = find_sources([address])
+        assert PASSWORD in str(found.target) and PASSWORD not in found.label + repr(found)
+        stream = Stream(found, backoff_s=(0.02, 0.02))
+        stream.start()
+        greys: dict[tuple[int, ...], set[int]] = {}
+
+        def both():
+            frame = stream.take()
+            if frame is not None:
+                greys.setdefault(frame.image.shape, set()).add(int(frame.image[0, 0, 0]) // 10)
+            return stream.reconnects >= 1 and len(greys) == 2
+
+        until(both, 20)
+        assert set(greys) == {(64, 96, 3), (128, 160, 3)}
+        assert all(seen <= set(range(7, 17)) for seen in greys.values())
+        assert stream.live and PASSWORD not in stream.error
+        assert stream.stop(6)
+
+
+def test_a_wrong_password_is_told_without_it():
+    with rtsp_camera(lambda send, visit: None) as address:
+        (found,) = find_sources([address.replace(PASSWORD, "verkehrt")])
+        with pytest.raises(DataError, match="user and password") as caught:
+            VideoCapture(found, timeout_ms=2000)
+    assert "verkehrt" not in str(caught.value)
