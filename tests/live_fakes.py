@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -90,6 +91,17 @@ class FakeNetwork:
 
     def describe(self) -> str:
         return "fake"
+
+
+def write_video(path: Path, frames: int = 30, size: tuple[int, int] = (64, 64)) -> Path:
+    """A video whose frames grow brighter, .mp4 or .avi."""
+    writer = cv2.VideoWriter(
+        str(path), cv2.VideoWriter.fourcc(*("MJPG" if path.suffix == ".avi" else "mp4v")), 10.0, size
+    )
+    for number in range(frames):
+        writer.write(picture(number * 8 % 256, (size[1], size[0])))
+    writer.release()
+    return path
 
 
 def engine(network: FakeNetwork | None = None, **options: Any) -> Engine:

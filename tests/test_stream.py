@@ -192,6 +192,14 @@ def test_other_schemes_are_refused_and_not_echoed(text):
     assert "geheim" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "near"), [("rtsp:/camera/1", "rtsp"), ("rstp://camera/1", "rtsp"), ("htp://c", "http")]
+)
+def test_a_slip_in_an_address_is_mended(text, near):
+    with pytest.raises(DataError, match=f"did you mean {near}://"):
+        find_sources([text])
+
+
 def test_cameras_folders_patterns_and_names(tmp_path):
     for place in ("a/cam.mp4", "b/cam.avi", "b/x.png", "b/notes.txt"):
         (tmp_path / place).parent.mkdir(exist_ok=True)

@@ -207,6 +207,18 @@ def storage_errors(path: Path) -> Iterator[None]:
                            "it goes on where it was") from error  # fmt: skip
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder for results where there is none yet, before any work is done for them.
+
+    Raises:
+        StorageError: a file is in its way, or the disk refuses.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"cannot make the folder {path}", got=error.strerror, mend="name another --out") from None
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file so that it is there whole or not at all, and survives a power cut."""
     with storage_errors(path):

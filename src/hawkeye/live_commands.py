@@ -162,7 +162,9 @@ def _tell_streams(streams: Sequence[StreamStatus]) -> None:
     for stream in streams:
         facts = [f"{count} {what}" for count, what in (
             (stream.drops, "frames dropped"), (stream.lost, "frames without a result"),
-            (stream.reconnects, "times connected again")) if count]  # fmt: skip
+            (stream.reconnects, "attempts to connect again")) if count]  # fmt: skip
+        if stream.state == "stopped" and stream.total:
+            facts.insert(0, f"{stream.done + stream.skipped + stream.lost} of {stream.total} frames were looked at")
         facts += [stream.error] if stream.error else []
         if facts:
             print(f"{stream.name}: {stream.state}; {', '.join(facts)}")

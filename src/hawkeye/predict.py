@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hawkeye.artifact import Artifact, write_json
+from hawkeye.artifact import Artifact, make_folder, write_json
 from hawkeye.data import read_image, readable
 from hawkeye.errors import DataError
 from hawkeye.lane import StreamStatus
@@ -108,8 +108,10 @@ def predict(
     Raises:
         DataError: nothing there, more than 10 % of the pictures cannot be read, or every source failed.
         ModelError: the model cannot be used.
+        StorageError: `out` cannot be written.
     """
     sources, much = _sources(pictures)
+    make_folder(out)
     runner, names, words = open_engine(source, kind=engine, resolution=resolution, worth_measuring=much, **options)
     drawn, videos = Pictures(out / "pictures"), Videos(out / "videos", live=draw_pictures is True)
     counter = _Total()
@@ -158,10 +160,12 @@ def count(
         DataError: nothing there, or every source failed.
         ModelError: the model cannot be used.
         ConfigError: a rule does not fit the picture or the model, or there is no such format.
+        StorageError: `out` cannot be written.
     """
     for kind in formats:
         check_format(Path(f"x.{kind}"))
     found, much = _sources(sources)
+    make_folder(out)
     # The tracker also wants what is hardly seen: it prolongs tracks and begins none.
     options = {"conf": 0.1, **options}
     runner, names, words = open_engine(source, kind=engine, resolution=resolution, worth_measuring=much, **options)

@@ -5,6 +5,7 @@ Untrusted input: schemes, the first bytes and the stated size are checked before
 
 from __future__ import annotations
 
+import difflib
 import glob
 import os
 import re
@@ -151,9 +152,11 @@ def _address(text: str) -> Source:
         mend = "write scheme://host:port/path, and special signs of a password as %40 and the like"
         raise DataError("not an address", got=text.partition(":")[0] + ":…", expected=_EXPECTED, mend=mend) from None
     if parts.scheme.lower() not in SCHEMES or not host:
+        near = difflib.get_close_matches(parts.scheme.lower(), SCHEMES, 1)
         raise DataError("sources of this kind are not opened", got=f"{parts.scheme}:…",
                         expected=", ".join(f"{scheme}://host/…" for scheme in SCHEMES),
-                        mend="name a file by its path alone")  # fmt: skip
+                        mend=f"did you mean {near[0]}://host/…?" if near else
+                        "name a file by its path alone")  # fmt: skip
     label = f"{parts.scheme}://{host}{f':{port}' if port else ''}{parts.path}{'?…' if parts.query else ''}"
     return Source("url", _plain(f"{host}{f'-{port}' if port else ''}{parts.path}"), label, text)
 
