@@ -34,6 +34,8 @@ from hawkeye.progress import say
 from hawkeye.report_text import markdown_table, quantization_step
 from hawkeye.runtime import Runtime, open_file
 
+CASES = ("original", "original-one-scale-a-layer", "pruned")
+
 
 class Mirror:
     """The fake-quantized network as a runtime."""
@@ -82,7 +84,7 @@ class Study:
         self.rows.append(row)
 
 
-def case(study: Study, name: str, source: Artifact, settings: dict[str, Any], budget: float) -> None:
+def case(study: Study, name: str, source: Artifact, settings: dict[str, Any]) -> None:
     """Float, calibration and training of one network."""
     spec = source.spec
     float_stem = f"{name.split('-')[0]}-float"
@@ -90,7 +92,7 @@ def case(study: Study, name: str, source: Artifact, settings: dict[str, Any], bu
     if all(row["stem"] != float_stem for row in study.rows):
         study.add(f"{name}, float", float_stem, None, source.path("openvino"))
     for mode in ("ptq", "qat"):
-        config = QuantizeConfig(data=study.data, mode=mode, budget=budget, **settings)
+        config = QuantizeConfig(data=study.data, mode=mode, **settings)
         made = quantize(source, config, out=study.out / name / mode)
         stem = f"{name}-{mode}"
         study.accuracy(stem, open_file(made.path("openvino"), runtime="openvino-int8", spec=spec))
@@ -136,17 +138,22 @@ def main() -> None:
     parser.add_argument("--pruned", type=Path, help="folder of a pruned artefact with its checkpoint")
     parser.add_argument("--imgsz", type=int, default=640)
     parser.add_argument("--budget", type=float, default=1200.0, help="seconds of training for each case")
+    parser.add_argument("--steps", type=int, help="train for this many steps instead, on a machine with other work")
+    parser.add_argument("--cases", default=",".join(CASES), help="which of them, with commas; all by default")
     parser.add_argument("--peer", action="store_true", help="also export with Ultralytics, on a copy of the model")
     args = parser.parse_args()
     study = Study(args.data, args.out)
     made = import_original(args.model, imgsz=args.imgsz, out=args.out / "original" / "checkpoint")
     source = export(made, ExportConfig(data=args.data, imgsz=args.imgsz), out=args.out / "original" / "export")
-    case(study, "original", source, {}, args.budget)
-    case(study, "original-one-scale-a-layer", source, {"per_channel": False}, args.budget)
-    if args.pruned is not None:
+    length = {"budget": args.budget, "steps": args.steps}
+    if "original" in args.cases.split(","):
+        case(study, "original", source, length)
+    if "original-one-scale-a-layer" in args.cases.split(","):
+        case(study, "original-one-scale-a-layer", source, length | {"per_channel": False})
+    if args.pruned is not None and "pruned" in args.cases.split(","):
         pruned = export(Artifact.load(args.pruned), ExportConfig(data=args.data, imgsz=args.imgsz),
                         out=args.out / "pruned" / "export")  # fmt: skip
-        case(study, "pruned", pruned, {}, args.budget)
+        case(study, "pruned", pruned, length)
     if args.peer:
         peer(study, args.model, source, len(load_dataset(args.data).split("train")))
     rows = study.rows

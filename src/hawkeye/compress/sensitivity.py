@@ -62,12 +62,12 @@ def sensitivity(source: Artifact, quantization: Quantization, pictures: Sequence
     return sorted(found, key=lambda layer: -layer.gain)
 
 
-def latencies_ms(files: Sequence[Path], spec: ModelSpec) -> list[float]:
+def latencies_ms(files: Sequence[Path], spec: ModelSpec, *, rounds: int = _ROUNDS) -> list[float]:
     """Median latency of OpenVINO files at batch 1, measured in turns on this machine."""
     runtimes = [open_file(path, runtime="openvino-int8", spec=spec) for path in files]
     canvas = np.random.default_rng(0).integers(0, 256, (spec.imgsz, spec.imgsz, 3), dtype=np.uint8)
     taken: list[list[float]] = [[] for _ in files]
-    for number in range(_WARM_UP + _ROUNDS):
+    for number in range(_WARM_UP + rounds):
         for runtime, times in zip(runtimes, taken, strict=True):
             began = time.perf_counter()
             runtime.infer(canvas)
