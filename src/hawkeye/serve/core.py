@@ -231,6 +231,15 @@ class Service:
         """Class names of the served model by index."""
         return self._models.names
 
+    def names_of(self, model: str) -> tuple[str, ...]:
+        """Class names of a model by index. Waits for its compilation where it is not in memory.
+
+        Raises:
+            NotFound: none of this id.
+            ModelError: cannot be opened.
+        """
+        return self._models.pool(model).names
+
     def switch_model(self, model: str) -> ModelInfo:
         """Serve another model. May wait for seconds while it is compiled; the old one works on meanwhile, then drains.
 

@@ -1,0 +1,133 @@
+"""Runs the service: a socket, a log, uvicorn, and an end within seconds."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import uvicorn
+from fastapi import FastAPI
+
+from hawkeye.errors import ConfigError
+from hawkeye.serve.app import build_app
+from hawkeye.serve.config import ServeConfig
+from hawkeye.serve.core import Service
+from hawkeye.serve.metrics import redact
+from hawkeye.serve.security import Security, Tokens
+from hawkeye.serve.store import Store
+
+_CLOSE_S = 1  # for answers that are under way; live viewers are sent away at once
+_BACKLOG = 256
+_MAX_CONNECTIONS = 1000  # far above what the limits of requests and viewers let through
+
+
+def run(config: ServeConfig, *, token_file: Path | None = None) -> int:
+    """Serve until a signal says otherwise; the exit code.
+
+    Raises:
+        ConfigError: the address is taken or not ours, or it can be reached by others and nobody needs a token.
+        ModelError: no model, or one that cannot be used.
+    """
+    with _listening(config) as listener:
+        service = Service(config)
+        try:
+            app = build_app(service, token_file=token_file)
+            security: Security = app.state.security
+            if not (_is_loopback(config.host) or security.tokens):
+                raise ConfigError(
+                    "others can reach this address, and nobody needs a token", got=f"host {config.host}",
+                    expected="a token, or the host 127.0.0.1",
+                    mend="hawkeye serve token add NAME --role admin, or --token-file FILE",
+                )  # fmt: skip
+            _log_to_stderr()
+            service.start()
+        except BaseException:
+            service.stop()
+            raise
+        host, port = listener.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        print(f"Hawkeye serves {service.served} at {config.public_url or f'http://{shown}:{port}'}", flush=True)
+        server = Server(app)
+        # uvicorn catches signals while it runs and raises them again when it is done; by then all is well.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: None)
+        server.run(sockets=[listener])
+    return 0
+
+
+class Server(uvicorn.Server):
+    """uvicorn, which sends live viewers away before it waits for connections to end."""
+
+    def __init__(self, app: FastAPI) -> None:
+        config: ServeConfig = app.state.service.config
+        proxied = config.public_url is not None
+        super().__init__(uvicorn.Config(
+            app, log_config=None, access_log=False, server_header=False, proxy_headers=proxied,
+            timeout_graceful_shutdown=_CLOSE_S, limit_concurrency=_MAX_CONNECTIONS, backlog=_BACKLOG,
+            ws_max_size=1_000_000,
+        ))  # fmt: skip
+        self._app = app
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """See uvicorn."""
+        self._app.state.viewers.stop()
+        await super().shutdown(sockets)
+
+
+@contextmanager
+def tokens(config: ServeConfig) -> Iterator[Tokens]:
+    """The tokens of a service, whether or not it runs.
+
+    Raises:
+        StorageError: the store cannot be opened.
+    """
+    store = Store(config.state / "hawkeye.sqlite3", config)
+    try:
+        yield Tokens(config, store)
+    finally:
+        store.close()
+
+
+@contextmanager
+def _listening(config: ServeConfig) -> Iterator[socket.socket]:
+    """A socket at the address, taken before seconds are spent on a model."""
+    try:
+        found = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = found[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise ConfigError(f"there is no address {config.host}", got=error.strerror) from None
+    with listener:
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(_BACKLOG)
+        except OSError as error:
+            raise ConfigError(f"cannot listen at {config.host}:{config.port}", got=error.strerror,
+                              mend="name another --port, or end what listens there") from None  # fmt: skip
+        yield listener
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _log_to_stderr() -> None:
+    class Redacted(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            return redact(super().format(record))
+
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Redacted("%(asctime)s %(levelname)s %(message)s"))
+    root = logging.getLogger()
+    if not root.handlers:
+        root.addHandler(handler)
