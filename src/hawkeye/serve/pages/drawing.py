@@ -1,0 +1,228 @@
+"""The dialog in which lines and zones of a source are drawn, moved, named and deleted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nicegui import ui
+
+from hawkeye.serve.pages.layout import Site, heading
+from hawkeye.serve.pages.picture import Picture, Points, drawable
+from hawkeye.serve.problems import NotFound
+from hawkeye.serve.schemas import RuleSpec
+
+_EVERY_S = 1.0
+_MIDDLE: dict[str, Points] = {
+    "line": ((0.3, 0.5), (0.7, 0.5)),
+    "zone": ((0.35, 0.35), (0.65, 0.35), (0.65, 0.65), (0.35, 0.65)),
+}
+
+
+def edit_rules(site: Site, source: str) -> None:
+    """Open the dialog."""
+    t = site.t
+    with ui.dialog().props("maximized") as dialog, ui.element("div").classes("hk-dialog wide"):
+        with ui.element("div").classes("hk-row").style("margin-bottom: 12px"):
+            heading(t("live.edit.of", name=source))
+            ui.button(icon="close", on_click=dialog.close).props(f'flat dense round aria-label="{t("close")}"').classes(
+                "hk-grow"
+            )
+        Editor(site, source)
+    dialog.on("hide", dialog.delete)
+    dialog.open()
+
+
+class Editor:
+    """The picture with what can be done to its lines and zones beside it."""
+
+    def __init__(self, site: Site, source: str) -> None:
+        t, self.site, self.source = site.t, site, source
+        self.drawing: str | None = None
+        self.chosen: str | None = None
+        self.shown_rules: object = None
+        with ui.element("div").classes("hk-side"):
+            with ui.element("div"):
+                words = {"none": t("live.no_picture"), "lost": t("live.lost")}
+                self.picture = Picture(t("live.picture", name=source), source=source, words=words)
+                self.picture.when("drawn", self._drawn)
+                self.picture.when("moved", self._moved)
+                self.picture.when("pick", lambda args: self._choose(str(args.get("name"))))
+                self.picture.when("gaveup", lambda _: self._draw(None))
+                self.help = ui.label().classes("hk-soft").style("margin-top: 8px").props("role=status")
+            with ui.element("div"):
+                with ui.element("div").classes("hk-row"):
+                    self.buttons = {
+                        kind: ui.button(t(f"draw.{kind}"), on_click=lambda kind=kind: self._toggle(kind)).props(
+                            "outline no-caps"
+                        )
+                        for kind in ("line", "zone")
+                    }
+                ui.label(t("draw.keyboard")).classes("hk-soft").style("margin-top: 8px")
+                with ui.element("div").classes("hk-row"):
+                    for kind in ("line", "zone"):
+                        ui.button(t(f"draw.middle.{kind}"), on_click=lambda kind=kind: self._middle(kind)).props(
+                            "flat dense no-caps"
+                        )
+                self.panel = ui.element("div").style("margin-top: 12px")
+        self._draw(None)
+        self.refresh()
+        ui.timer(_EVERY_S, self.refresh)
+
+    def refresh(self) -> None:
+        """Bring lines, zones and totals up to date."""
+        try:
+            info = self.site.service.source(self.source)
+        except NotFound:
+            self.help.set_text(self.site.t("live.gone"))
+            return
+        known = info.width is not None
+        self.picture.show(rules=drawable(self.site, info), chosen=self.chosen, editable=known)
+        for button in self.buttons.values():
+            button.set_enabled(known)
+        if not known:
+            self.help.set_text(self.site.t("draw.wait"))
+        elif self.help.text == self.site.t("draw.wait"):
+            self._draw(None)
+        if self.shown_rules != (info.rules, self.chosen):
+            self.shown_rules = (info.rules, self.chosen)
+            self._show_panel(info.rules)
+
+    # -- drawing ------------------------------------------------------------------------------------------------------
+
+    def _toggle(self, kind: str) -> None:
+        self._draw(None if self.drawing == kind else kind)
+
+    def _draw(self, kind: str | None) -> None:
+        self.drawing = kind
+        self.picture.show(drawing=kind)
+        for name, button in self.buttons.items():
+            button.props(f'aria-pressed="{"true" if name == kind else "false"}"')
+            button.props(remove="outline" if name == kind else "unelevated")
+            button.props("unelevated" if name == kind else "outline")
+        self.help.set_text(self.site.t(f"draw.{kind}.how" if kind else "draw.move.how"))
+
+    async def _drawn(self, args: dict[str, Any]) -> None:
+        kind = "zone" if args.get("kind") == "zone" else "line"
+        self._draw(None)
+        if (points := _points(args)) is not None:
+            await self._add(kind, points)
+
+    async def _middle(self, kind: str) -> None:
+        await self._add(kind, _MIDDLE[kind])
+
+    async def _add(self, kind: str, points: Points) -> None:
+        names = {rule.name for rule in self.site.service.rules(self.source)}
+        name = next(n for i in range(1, 1000) if (n := f"{self.site.t(f'draw.kind.{kind}').lower()}-{i}") not in names)
+        await self._save({"kind": kind, "name": name, "points": points})
+
+    async def _moved(self, args: dict[str, Any]) -> None:
+        rule, points = self._rule(str(args.get("name"))), _points(args)
+        if rule is not None and points is not None:
+            await self._save({**rule.model_dump(), "points": points}, quiet=True)
+
+    # -- one rule -----------------------------------------------------------------------------------------------------
+
+    def _rule(self, name: str) -> RuleSpec | None:
+        return next((rule for rule in self.site.service.rules(self.source) if rule.name == name), None)
+
+    def _choose(self, name: str | None) -> None:
+        if self.chosen != name:
+            self.chosen = name
+            self.refresh()
+
+    async def _save(self, values: dict[str, Any], *, instead: str | None = None, quiet: bool = False) -> bool:
+        """Set a rule, in the place of another one if it has a new name."""
+        service, source = self.site.service, self.source
+
+        def work() -> None:
+            spec = RuleSpec.model_validate(values)
+            spec.to_rule()  # before the old one goes
+            if instead is not None and instead != spec.name:
+                service.remove_rule(source, instead)
+            service.set_rule(source, spec)
+
+        try:
+            done, _ = await self.site.attempt("operator", work, source=source)
+        except ValueError as error:  # pydantic's, such as a name that is too long
+            ui.notify(str(error), type="negative", multi_line=True)
+            done = False
+        self.chosen = values["name"] if done else self.chosen
+        self.shown_rules = None
+        self.refresh()
+        if done and not quiet:
+            ui.notify(self.site.t("draw.saved", name=values["name"]), type="positive")
+        return done
+
+    async def _delete(self, name: str) -> None:
+        done, _ = await self.site.attempt(
+            "operator", lambda: self.site.service.remove_rule(self.source, name), source=self.source
+        )
+        if done:
+            self.chosen = None
+            self.refresh()
+            ui.notify(self.site.t("draw.deleted", name=name))
+
+    def _show_panel(self, rules: tuple[RuleSpec, ...]) -> None:
+        t = self.site.t
+        self.panel.clear()
+        with self.panel:
+            heading(t("live.rules"), 3)
+            if not rules:
+                ui.label(t("draw.none")).classes("hk-soft")
+            for rule in rules:
+                title = f"{t(f'draw.kind.{rule.kind}')}: {rule.name}"
+                with ui.expansion(title, value=rule.name == self.chosen, group="rules",
+                                  on_value_change=lambda e, name=rule.name: self._open(name, e.value)):  # fmt: skip
+                    self._form(rule)
+            if rules:
+                ui.label(t("draw.moved")).classes("hk-soft").style("margin-top: 8px")
+
+    def _open(self, name: str, on: bool) -> None:
+        if on:
+            self.chosen = name
+            self.picture.show(chosen=name)
+            if isinstance(self.shown_rules, tuple):
+                self.shown_rules = (self.shown_rules[0], name)  # opened by hand: the panel shows it already
+
+    def _form(self, rule: RuleSpec) -> None:
+        t = self.site.t
+        with ui.element("div").classes("hk-form"):
+            name = ui.input(t("name"), value=rule.name).props("outlined dense maxlength=100")
+            classes = ui.select(list(self.site.service.names), label=t("draw.classes"), multiple=True, with_input=True,
+                                value=list(rule.classes or ())).props(
+                f'outlined dense use-chips hint="{t("draw.classes.all")}"')  # fmt: skip
+            anchor = ui.select({key: t(f"draw.anchor.{key}") for key in ("bottom", "centre")}, value=rule.anchor,
+                               label=t("draw.anchor")).props("outlined dense")  # fmt: skip
+            repeat = ui.checkbox(t("draw.repeat"), value=rule.repeat) if rule.kind == "line" else None
+            dwell = None
+            if rule.kind == "zone":
+                dwell = ui.number(t("draw.dwell"), value=rule.dwell_s, min=0).props("outlined dense clearable")
+
+            def values() -> dict[str, Any]:
+                return {
+                    "kind": rule.kind, "name": (name.value or "").strip(), "points": rule.points,
+                    "classes": tuple(classes.value) or None, "anchor": anchor.value,
+                    "repeat": bool(repeat and repeat.value), "dwell_s": (dwell.value or None) if dwell else None,
+                }  # fmt: skip
+
+            async def save() -> None:
+                await self._save(values(), instead=rule.name)
+
+            async def turn() -> None:
+                await self._save({**values(), "points": rule.points[::-1]}, instead=rule.name)
+
+            if rule.kind == "line":
+                ui.button(t("draw.turn"), icon="swap_vert", on_click=turn).props("flat dense no-caps")
+            with ui.element("div").classes("hk-row"):
+                ui.button(t("delete"), on_click=lambda: self._delete(rule.name)).props("flat no-caps color=negative")
+                ui.button(t("save"), on_click=save).props("unelevated no-caps").classes("hk-grow")
+
+
+def _points(args: dict[str, Any]) -> Points | None:
+    """Points from the browser, which may send anything; None where they are none."""
+    try:
+        points = tuple((float(x), float(y)) for x, y in args["points"])
+    except (KeyError, TypeError, ValueError):
+        return None
+    inside = all(0 <= v <= 1 for point in points for v in point)
+    return points if inside and 2 <= len(points) <= 200 else None
