@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import math
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,21 +121,35 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     Raises:
         DataError: not a picture, damaged, or more than 50 megapixels.
     """
+    _check_header(path, str(path))
+    return _decoded(lambda: cv2.imread(str(path), cv2.IMREAD_COLOR), str(path))
+
+
+def decode_image(content: bytes, label: str) -> NDArray[np.uint8]:
+    """The same for the bytes of a picture file; `label` names it in messages."""
+    _check_header(io.BytesIO(content), label)
+    return _decoded(lambda: cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR), label)
+
+
+def _check_header(picture: Path | io.BytesIO, label: str) -> None:
     try:
-        with Image.open(path) as header:
+        with Image.open(picture) as header:
             width, height = header.size
     except Image.DecompressionBombError:  # its limit is above ours
-        raise DataError(f"{path} is too large", expected=f"at most {MAX_PIXELS:,} pixels") from None
+        raise DataError(f"{label} is too large", expected=f"at most {MAX_PIXELS:,} pixels") from None
     except Exception as error:  # Pillow raises many kinds for hostile files; all mean the same here
-        raise DataError(f"cannot read {path}", got=type(error).__name__, expected="a picture") from None
+        raise DataError(f"cannot read {label}", got=type(error).__name__, expected="a picture") from None
     if width * height > MAX_PIXELS:
-        raise DataError(f"{path} is too large", got=f"{width}x{height}", expected=f"at most {MAX_PIXELS:,} pixels")
+        raise DataError(f"{label} is too large", got=f"{width}x{height}", expected=f"at most {MAX_PIXELS:,} pixels")
+
+
+def _decoded(decode: Callable[[], Any], label: str) -> NDArray[np.uint8]:
     try:
-        image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+        image = decode()
     except cv2.error:
         image = None
     if image is None:
-        raise DataError(f"cannot decode {path}", got="a damaged picture", mend="replace or remove it")
+        raise DataError(f"cannot decode {label}", got="a damaged picture", mend="replace or remove it")
     return np.asarray(image, np.uint8)
 
 

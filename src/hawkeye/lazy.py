@@ -9,7 +9,9 @@ from typing import Any
 from hawkeye.errors import MissingExtraError
 
 # The extra that brings a package; torch and its friends are the rest.
-_EXTRAS = {"matplotlib": "report", "pyarrow": "parquet"}
+_EXTRAS = {"fsspec": "scale", "matplotlib": "report", "pyarrow": "parquet", "ray": "scale"} | dict.fromkeys(
+    ("fastapi", "nicegui", "prometheus_client", "python_multipart", "starlette", "uvicorn"), "serve"
+)
 
 
 def load(module: str) -> Any:
