@@ -253,13 +253,14 @@ def test_result_loads_and_predicts_in_stock_yolo(obs, drawn):
     assert len(stock.predict(picture, imgsz=SIZE, conf=0.0001, verbose=False)[0].boxes) > 0
 
 
-def test_kept_features_say_which_channels_of_the_original_the_head_reads(obs):
+def test_kept_features_say_which_channels_of_the_original_each_block_gives(obs):
     model = yolo.load_checkpoint(obs.path("pytorch")).model
-    for level, name in enumerate(("model.15.cv2.conv", "model.18.cv2.conv", "model.21.cv2.conv")):
-        kept = obs.details["kept_features"][str(level)]
-        assert len(kept) == model.get_submodule(name).out_channels
+    found = obs.details["kept_features"]
+    assert {"model.0", "model.9.cv2", "model.15.cv2", "model.18.cv2", "model.21.cv2"} <= found.keys()
+    for name, kept in found.items():
+        assert len(kept) == model.get_submodule(name).conv.out_channels
         assert kept == sorted(set(kept))
-        assert kept[-1] < obs.details["widths"][name][0]
+        assert kept[-1] < obs.details["widths"][f"{name}.conv"][0]
 
 
 def test_one_seed_gives_one_result_and_is_not_computed_again(obs, checkpoint, drawn, tmp_path):

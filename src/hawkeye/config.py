@@ -105,8 +105,8 @@ class RecoverConfig(StageConfig):
     """Probability of a mosaic of four pictures."""
     labels: Annotated[float, Field(ge=0)] = 0.1
     """Weight of the detection loss beside distillation, for labelled pictures."""
-    features: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of the distance between features on the kept channels."""
+    features: Annotated[float, Field(ge=0)] = 4.0
+    """Weight of the distance between what the trunk's blocks give, on the kept channels."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.99
     """Decay of the averaged weights that are kept."""
     freeze_bn: bool = True

@@ -171,14 +171,6 @@ def _widths(original: nn.Module, groups: list[Group], channels: dict[str, Tensor
 
 
 def _features(model: nn.Module, groups: list[Group], channels: dict[str, Tensor]) -> dict[str, list[int]]:
-    """Kept channels of each map that the head reads, by level, in the original's numbering."""
-    head = model.model[-1]
-    prefix = f"model.{len(model.model) - 1}.cv2."
-    found = {}
-    for level in range(head.nl):
-        reader = f"{prefix}{level}.0.conv"
-        parts = [(int(g.consumers[reader][0, 0]), g.name) for g in groups if reader in g.consumers]
-        if len(parts) != 1:
-            raise AssertionError(f"{reader} reads {len(parts)} groups, expected one")
-        found[str(level)] = channels[parts[0][1]].tolist()
-    return found
+    """Kept output channels of each block of the trunk, in the original's numbering."""
+    group_of = {producer: group.name for group in groups for producer in group.producers}
+    return {name: channels[group_of[f"{name}.conv"]].tolist() for name in yolo.block_outputs(model)}

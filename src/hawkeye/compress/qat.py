@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from hawkeye.artifact import Artifact
 from hawkeye.compress import fake_quantize, yolo
 from hawkeye.compress.quantizers import Quantization
-from hawkeye.compress.recover import agreement, distillation
+from hawkeye.compress.recover import agreement, all_features, distillation
 from hawkeye.compress.training import Batch, Objective, fit_
 from hawkeye.config import QuantizeConfig, RecoverConfig
 from hawkeye.errors import DataError, DivergenceError
@@ -71,9 +71,9 @@ def train(
     settings = RecoverConfig.build(
         **{name: getattr(config, name) for name in ("seed", "device", "budget", "steps", "batch", "lr", "labels",
                                                     "holdout", "checks", "save_every")},
-        optimizer="adamw", mosaic=0.0,
+        optimizer="adamw", mosaic=0.0, features=1.0,
     )  # fmt: skip
-    every = [torch.arange(branch[0].conv.in_channels, device=device) for branch in original.model[-1].cv2]
+    every = all_features(original, device)
     lessons, objective = distillation(model, original, learn, loaded.names, imgsz, every, settings)
     # In float32: bfloat16 rounds as coarsely as INT8 does, and the files that will be judged know nothing of it.
     judge = agreement(original, held_out[:HELD_OUT], imgsz, device, bfloat16=False)

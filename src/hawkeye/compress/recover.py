@@ -1,15 +1,17 @@
 """Recovery after pruning: distillation from the original, with labels beside it where there are any.
 
 No image needs a label: the original's class scores are per-class binary targets, its box distributions are targets
-for localisation (Zheng et al., arXiv 2102.12252), and the maps that the head reads are compared on the kept channels,
-whose indices are known, so no adapters are needed. Every anchor counts with the teacher's own probabilities; going
-easy on background was found to cost accuracy.
+for localisation (Zheng et al., arXiv 2102.12252), and what each block of the trunk gives is compared on the kept
+channels (Romero et al., arXiv 1412.6550), whose indices are known, so no adapters are needed. Every anchor counts with
+the teacher's own probabilities; going easy on background was found to cost accuracy.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +71,8 @@ def distillation_loss(student: dict[str, Any], teacher: dict[str, Any], features
 
     Args:
         student, teacher: "scores" (B, nc, A) logits, "boxes" (B, 4 * reg_max, A) logits, "feats" list of (B, C, H, W).
-        features: weight of the feature term; 0 leaves it out.
-        kept: per level, the teacher's channels that the student has kept.
+        features: weight of the feature term, a mean over the maps; 0 leaves it out.
+        kept: for each map in "feats", the teacher's channels that the student has kept.
 
     Returns:
         Scalar; 0 where both agree.
@@ -158,7 +160,7 @@ def distillation(
     pictures: tuple[Sequence[Path], Sequence[Path]],
     names: Sequence[str],
     imgsz: int,
-    kept: Sequence[Tensor],
+    kept: Mapping[str, Tensor],
     config: RecoverConfig,
 ) -> tuple[Source, Objective]:
     """What to learn from, and the loss: distance from the original, and the detection loss where there are labels.
@@ -169,7 +171,7 @@ def distillation(
         pictures: labelled and unlabelled ones.
         names: class names by index.
         imgsz: side of a sample in pixels.
-        kept: per level, the teacher's channels that the student has kept.
+        kept: for modules of both, the teacher's output channels that the student has kept; their maps are compared.
         config: weights of the parts, mosaic, device.
     """
     labelled, unlabelled = pictures
@@ -178,10 +180,12 @@ def distillation(
 
     def objective(student: nn.Module, batch: Batch) -> Tensor:
         pixels = _pixels(batch["img"])
-        with torch.no_grad(), torch.autocast(config.device, torch.bfloat16):
+        with torch.no_grad(), torch.autocast(config.device, torch.bfloat16), outputs_of(original, kept) as theirs:
             wanted = original(pixels)[1]
-        got = student(pixels)
-        loss = distillation_loss(got, wanted, config.features, kept)
+        with outputs_of(model, kept) as mine:
+            got = student(pixels)
+        maps = [{**raw, "feats": [found[name] for name in kept]} for raw, found in ((got, mine), (wanted, theirs))]
+        loss = distillation_loss(*maps, config.features, list(kept.values()))
         if detection is not None and batch["labelled"].any():
             loss = loss + config.labels * _labelled_loss(detection, got, batch)
         return loss
@@ -279,15 +283,39 @@ def _pixels(images: Tensor) -> Tensor:
     return images.float().div_(255).contiguous(memory_format=torch.channels_last)
 
 
-def _kept_features(source: Artifact, original: nn.Module, config: RecoverConfig) -> list[Tensor]:
-    """The teacher's channels that each level of the student has kept; all of them for an unpruned student."""
+@contextmanager
+def outputs_of(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
+    """What the named modules of a model give while the block runs, by name. Leaves nothing on the model."""
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        found[name] = output
+
+    handles = [model.get_submodule(name).register_forward_hook(partial(keep, name)) for name in names]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def all_features(model: nn.Module, device: str) -> dict[str, Tensor]:
+    """Every output channel of each block of the trunk: what a student of the same widths has kept."""
+    return {name: torch.arange(model.get_submodule(name).conv.out_channels, device=device)
+            for name in yolo.block_outputs(model)}  # fmt: skip
+
+
+def _kept_features(source: Artifact, original: nn.Module, config: RecoverConfig) -> dict[str, Tensor]:
+    """The teacher's channels that each block of the student has kept; all of them for an unpruned student."""
+    if not config.features:
+        return {}
     recorded = source.details.get("kept_features")
     if recorded is None:
-        if source.name != "original" and config.features:
+        if source.name != "original":
             raise ModelError("the artefact does not tell which channels it has kept", got=source.root,
                              expected="an artefact of `hawkeye prune`", mend="set features = 0")  # fmt: skip
-        return [torch.arange(b[0].conv.in_channels, device=config.device) for b in original.model[-1].cv2]
-    return [torch.tensor(index, device=config.device) for _, index in sorted(recorded.items())]
+        return all_features(original, config.device)
+    return {name: torch.tensor(index, device=config.device) for name, index in recorded.items()}
 
 
 def agreement(original: nn.Module, pictures: Sequence[Path], imgsz: int, device: str, *,

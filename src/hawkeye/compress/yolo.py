@@ -308,6 +308,13 @@ def count(model: DetectionModel, imgsz: int) -> tuple[int, int]:
     return sum(p.numel() for p in model.parameters()), total
 
 
+def block_outputs(model: DetectionModel) -> list[str]:
+    """Names of the convolution blocks that end a block of the trunk: what other blocks and the head read."""
+    trunk = list(model.model.named_children())[:-1]
+    return [f"model.{name}" + (".cv2" if hasattr(block, "cv2") else "") for name, block in trunk
+            if isinstance(block, Conv) or hasattr(block, "cv2")]  # fmt: skip
+
+
 def fused(model: DetectionModel) -> DetectionModel:
     """A copy for inference: BatchNorm folded; maps (B, 3, H, W) RGB in [0, 1] to (B, 4 + nc, A) and nothing else."""
     model = copy.deepcopy(model).eval().requires_grad_(False).fuse(verbose=False)
