@@ -8,6 +8,8 @@ from typing import Annotated, Any
 from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
+from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from hawkeye.serve import api_live, api_records, kserve, streams
 from hawkeye.serve.core import Service
@@ -16,6 +18,7 @@ from hawkeye.serve.schemas import Detected, Detecting, Failed, Schema
 from hawkeye.serve.uploads import body_schema, many_pictures, one_picture
 
 router = APIRouter()
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
 
 
 def add_api(app: FastAPI, service: Service) -> None:
@@ -26,6 +29,19 @@ def add_api(app: FastAPI, service: Service) -> None:
     app.state.detecting = CapacityLimiter(service.config.workers * (1 + service.config.waiting) + 1)
     for routes in (router, api_live.router, api_records.router, streams.router, kserve.router):
         app.include_router(routes)
+    known = list(app.routes)
+
+    async def nowhere(request: Request) -> Response:
+        """Pages answer whatever no route takes; below these prefixes it must be a problem, not a page."""
+        others = [method for method in _METHODS
+                  if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in known)
+                  ]  # fmt: skip
+        if not others:
+            raise HTTPException(404, "there is no such operation; /openapi.json lists them")
+        raise HTTPException(405, f"not with {request.method}", {"Allow": ", ".join(others)})
+
+    for prefix in ("/v1", "/v2"):
+        app.add_route(f"{prefix}/{{rest:path}}", nowhere, methods=list(_METHODS), include_in_schema=False)
 
 
 class Batch(Schema):

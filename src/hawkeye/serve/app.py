@@ -25,13 +25,14 @@ Every error is a problem of RFC 9457 (`application/problem+json`). Where tokens 
 """
 
 
-def build_app(service: Service, *, token_file: Path | None = None) -> FastAPI:
+def build_app(service: Service, *, token_file: Path | None = None, pages: bool = True) -> FastAPI:
     """The app of a service; it starts the service unless it was started, and stops it.
 
     `app.state` has `service` and `security`.
 
     Args:
         token_file: see `security.Tokens`.
+        pages: with web pages; without them only the API.
 
     Raises:
         ConfigError: a token that cannot be used.
@@ -52,9 +53,7 @@ def build_app(service: Service, *, token_file: Path | None = None) -> FastAPI:
     add_answers(app)
     signin.add_sign_in(app)
     api.add_api(app, service)
-    if find_spec("hawkeye.serve.pages") is not None:
-        pages = load("hawkeye.serve.pages")
-        if hasattr(pages, "add_pages"):
-            pages.add_pages(app, service)
+    if pages and find_spec("hawkeye.serve.pages") is not None:
+        load("hawkeye.serve.pages").add_pages(app, service)
     app.add_middleware(Guarded, security=security)
     return app

@@ -53,11 +53,7 @@ def run(config: ServeConfig, *, token_file: Path | None = None) -> int:
         host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         print(f"Hawkeye serves {service.served} at {config.public_url or f'http://{shown}:{port}'}", flush=True)
-        server = Server(app)
-        # uvicorn catches signals while it runs and raises them again when it is done; by then all is well.
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: None)
-        server.run(sockets=[listener])
+        Server(app).run(sockets=[listener])
     return 0
 
 
@@ -73,6 +69,16 @@ class Server(uvicorn.Server):
             ws_max_size=1_000_000,
         ))  # fmt: skip
         self._app = app
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """See uvicorn, which raises the signal again at the end; here it has done its work by then."""
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """See uvicorn."""
