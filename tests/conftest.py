@@ -4,9 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+import browsing
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from hawkeye.serve.core import Service
+    from hawkeye.serve.security import Security
 
 # Tiny networks are slower on many threads, and the machine may be shared. Set before NumPy or torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -31,6 +41,7 @@ def pytest_report_header() -> list[str]:
     data, where = _real_data()
     compress = _compress_missing()
     return [
+        f"tier browser: {f'left out, {browsing.missing()}' if browsing.missing() else 'runs'}",
         f"tier compress: {'left out, ' + compress if compress else 'runs'}",
         f"tier realdata: {'runs' if data else f'left out, no folder {where}; see CONTRIBUTING.md'}",
     ]
@@ -40,8 +51,12 @@ def pytest_report_header() -> list[str]:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("compress") and (missing := _compress_missing()):
         pytest.skip(missing)
+    reason = None
     if item.get_closest_marker("realdata") and _real_data()[0] is None:
         reason = f"no folder with the real data: {_real_data()[1]}; see CONTRIBUTING.md"
+    if item.get_closest_marker("browser"):
+        reason = browsing.missing()
+    if reason is not None:
         if os.environ.get("CI", "").lower() == "true":
             pytest.fail(f"{reason} (CI=true: nothing may be left out)", pytrace=False)
         pytest.skip(reason)
@@ -61,3 +76,45 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from hawkeye.scenes import draw_dataset
 
     return draw_dataset(tmp_path_factory.mktemp("drawn") / "scenes", train=8, val=4, imgsz=128, seed=7)
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[FastAPI, str]]:
+    """The app of a service that is served over HTTP, and its address; its source "roll" shows a rolling ball."""
+    from follower_ir import run_folder, save_video
+    from hawkeye.serve.app import build_app
+    from hawkeye.serve.config import ServeConfig
+    from hawkeye.serve.core import Service
+    from hawkeye.serve.schemas import SourceSpec
+
+    folder = tmp_path_factory.mktemp("pages")
+    media = folder / "media"
+    media.mkdir()
+    save_video(media / "roll.mp4")
+    service = Service(ServeConfig(model=str(run_folder(folder / "run")), state=folder / "state", runs=folder / "runs",
+                                  media=media, networks=("127.0.0.0/8",), threads=1))  # fmt: skip
+    service.start()
+    service.add_source(SourceSpec(address="roll.mp4", name="roll", loop=True))
+    app = build_app(service)
+    with browsing.serving(app) as address:
+        yield app, address
+
+
+@pytest.fixture(scope="module")
+def service(pages: tuple[FastAPI, str]) -> Service:
+    """The core of what `pages` serves."""
+    return pages[0].state.service
+
+
+@pytest.fixture(scope="module")
+def security(pages: tuple[FastAPI, str]) -> Security:
+    """Who may reach `pages`."""
+    return pages[0].state.security
+
+
+@pytest.fixture(scope="module")
+def browser(pages: tuple[FastAPI, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[browsing.Browser]:
+    """Chromium; only for tests marked `browser`."""
+    made = browsing.Browser(pages[1], tmp_path_factory.mktemp("downloads"))
+    yield made
+    made.close()

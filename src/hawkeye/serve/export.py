@@ -43,7 +43,7 @@ def write(rows: Sequence[CountRow], kind: str) -> bytes:
         text = io.StringIO(newline="")
         writer = csv.writer(text)
         writer.writerow(COLUMNS)
-        writer.writerows(tuple(_plain(v) if isinstance(v, str) else v for v in value) for value in values)
+        writer.writerows(tuple(plain(v) if isinstance(v, str) else v for v in value) for value in values)
         return text.getvalue().encode()
     arrow, parquet = load("pyarrow"), load("pyarrow.parquet")
     number, word = arrow.float64(), arrow.string()
@@ -56,6 +56,6 @@ def write(rows: Sequence[CountRow], kind: str) -> bytes:
     return bytes(sink.getvalue().to_pybytes())
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """A text that a spreadsheet does not take for a formula."""
-    return f"'{text}" if text[:1] in "=+-@\t\r" else text
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text

@@ -1,15 +1,11 @@
-"""Every text of the pages, in English and Chinese; one row each, so that neither language can lack one.
+"""The catalogue: every text of the pages, in English and Chinese; one row each, so that neither can lack one.
 
 Messages of errors come from `hawkeye.errors` in English; the pages show them as they are, under a line of their own.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from typing import Any, Literal
-
-Language = Literal["en", "zh"]
 
 # key: (English, 简体中文)
 TEXTS: Mapping[str, tuple[str, str]] = {
@@ -41,8 +37,6 @@ TEXTS: Mapping[str, tuple[str, str]] = {
     "name": ("Name", "名称"),
     "failed": ("That did not work", "操作没有成功"),
     "denied": ("Your role may not do this.", "你的角色没有此权限。"),
-    "nothing": ("–", "–"),
-    "error.title": ("This page could not be shown", "此页面无法显示"),
     # Live
     "live.title": ("Live", "实时"),
     "live.add": ("Add a source", "添加视频源"),
@@ -133,12 +127,15 @@ TEXTS: Mapping[str, tuple[str, str]] = {
     "draw.turn": ("Turn the direction round", "反转方向"),
     "draw.saved": ("{name} is saved and counts from now on", "{name} 已保存，即刻开始计数"),
     "draw.deleted": ("{name} is deleted", "已删除 {name}"),
-    "draw.point": ("Point {n} of {name}", "{name} 的第 {n} 个点"),
+    "draw.point": ("Point {n}", "点 {n}"),
+    "draw.across": ("from the left", "距左边"),
+    "draw.down": ("from the top", "距上边"),
     "draw.wait": ("Lines can be drawn as soon as there is a picture.", "有画面后即可绘制。"),
     "draw.moved": ("A line that moves counts anew from zero.", "移动后的线会从零重新计数。"),
     # Detect
     "detect.title": ("Detect", "检测"),
-    "detect.drop": ("Drop pictures or a video here, or choose files", "把图片或视频拖到这里，或选择文件"),
+    "detect.drop": ("Drop pictures or a video here", "把图片或视频拖到这里"),
+    "detect.choose": ("Choose files", "选择文件"),
     "detect.limits": ("Up to {mb} MB each: JPEG, PNG, WebP, BMP, TIFF, MP4, AVI, MKV, MOV.",
                       "每个文件不超过 {mb} MB，支持 JPEG、PNG、WebP、BMP、TIFF、MP4、AVI、MKV、MOV。"),
     "detect.private": ("Files stay on this machine and are forgotten when the page is closed.",
@@ -151,6 +148,7 @@ TEXTS: Mapping[str, tuple[str, str]] = {
                      "此视频每 {n} 帧看一帧，共 {frames} 帧。"),
     "detect.stop": ("Stop", "停止"),
     "detect.file": ("File", "文件"),
+    "detect.frames": ("Frame of the video", "视频的帧"),
     "detect.frame": ("Frame at {s} s", "第 {s} 秒的画面"),
     "detect.conf": ("Score at least", "置信度不低于"),
     "detect.iou": ("Overlap at most", "重叠度不高于"),
@@ -163,7 +161,6 @@ TEXTS: Mapping[str, tuple[str, str]] = {
     "detect.none": ("No objects above this score.", "没有达到该置信度的目标。"),
     "detect.score": ("Score", "置信度"),
     "detect.box": ("Box (pixels)", "框（像素）"),
-    "detect.total": ("{ms} ms for this picture", "此图共 {ms} 毫秒"),
     "detect.network": ("network {ms} ms", "网络 {ms} 毫秒"),
     "detect.median": ("median of {n} passes", "{n} 次的中位数"),
     "detect.faster": ("{factor} times as fast as {other}", "速度是 {other} 的 {factor} 倍"),
@@ -272,6 +269,14 @@ TEXTS: Mapping[str, tuple[str, str]] = {
     "runs.finished": ("finished", "已完成"),
     "runs.unfinished": ("unfinished", "未完成"),
     "runs.stages": ("finished stages", "已完成阶段"),
+    "runs.started": ("started {when}", "开始于 {when}"),
+    "stages.0-original": ("original", "原始模型"),
+    "stages.1-prune": ("prune", "剪枝"),
+    "stages.2-recover": ("recover", "恢复精度"),
+    "stages.3-export/original": ("export the original", "导出原始模型"),
+    "stages.3-export/pruned": ("export the pruned", "导出剪枝模型"),
+    "stages.4-quantize/original": ("INT8 of the original", "原始模型 INT8"),
+    "stages.4-quantize/pruned": ("INT8 of the pruned", "剪枝模型 INT8"),
     "runs.report": ("Report", "报告"),
     "runs.changed": ("changed {when}", "更新于 {when}"),
     "runs.ago.s": ("{n} s ago", "{n} 秒前"),
@@ -310,84 +315,4 @@ TEXTS: Mapping[str, tuple[str, str]] = {
     "system.log.none": ("Nothing in the log.", "日志为空。"),
     "system.hidden": ("For operators who see every source.", "仅限可查看全部视频源的操作员。"),
     "system.none": ("Nothing measured yet.", "还没有测量数据。"),
-    "share": ("share", "占比"),
 }  # fmt: skip
-
-
-# What the service says in English, as `metrics.why_slow` puts it: pattern, 简体中文.
-_SAID: tuple[tuple[re.Pattern[str], str], ...] = tuple(
-    (re.compile(pattern), chinese)
-    for pattern, chinese in (
-        (r"(.+): camera or network gives nothing \((.*)\)", r"\1：摄像头或网络没有画面（\2）"),
-        (r"(.+): camera, network or decoding gives ([\d.]+) of (\d+) frames per second",
-         r"\1：摄像头、网络或解码每秒只给出 \2/\3 帧"),
-        (r"(.+): ([\d.]+) of ([\d.]+) frames per second looked at: the processor is full",
-         r"\1：每秒只处理 \2/\3 帧：处理器已满"),
-        (r"(.+): ([\d.]+) of ([\d.]+) frames per second looked at: the network is the slowest step",
-         r"\1：每秒只处理 \2/\3 帧：网络推理是最慢的一步"),
-        (r"requests: decoding takes (\d+) ms, the network (\d+) ms: send smaller pictures",
-         r"请求：解码需 \1 毫秒，网络推理需 \2 毫秒：请发送更小的图片"),
-        (r"requests: every place is taken; more are turned away", "请求：所有位置已占满，更多请求会被拒绝"),
-        (r"the processor is full", "处理器已满"),
-    )
-)  # fmt: skip
-
-
-def translated(words: str, language: Language) -> str:
-    """What the service says of itself, in a language; as it is where it is not known."""
-    if language == "zh":
-        for pattern, chinese in _SAID:
-            if found := pattern.fullmatch(words):
-                return found.expand(chinese)
-    return words
-
-
-class Texts:
-    """The texts in one language.
-
-    Args:
-        language: "en" or "zh".
-
-    Example:
-        >>> Texts("zh")("live.drops", n=3)
-        '丢帧 3'
-    """
-
-    def __init__(self, language: Language) -> None:
-        self.language = language
-        self.html_lang: Literal["en-US", "zh-CN"] = "zh-CN" if language == "zh" else "en-US"
-        self._column = 1 if language == "zh" else 0
-
-    def __call__(self, key: str, **values: Any) -> str:
-        """The text of `key` with `values` in its places."""
-        text = TEXTS[key][self._column]
-        return text.format(**values) if values else text
-
-    def known(self, prefix: str, name: str) -> str:
-        """The text of `prefix.name`, or the name itself where there is none: names that come from elsewhere."""
-        row = TEXTS.get(f"{prefix}.{name}")
-        return row[self._column] if row else name
-
-
-def preferred(chosen: str | None, accepted: str) -> Language:
-    """The language to show.
-
-    Args:
-        chosen: by the user, "en" or "zh"; anything else does not count.
-        accepted: the browser's Accept-Language, such as "zh-CN,zh;q=0.9,en;q=0.8".
-    """
-    if chosen == "zh" or chosen == "en":
-        return "zh" if chosen == "zh" else "en"
-    weighted: list[tuple[float, str]] = []
-    for part in accepted.split(",")[:20]:
-        tag, _, weight = part.strip().partition(";q=")
-        try:
-            weighted.append((float(weight or 1), tag.lower()))
-        except ValueError:
-            continue
-    for _, tag in sorted(weighted, key=lambda pair: -pair[0]):
-        if tag.startswith("zh"):
-            return "zh"
-        if tag.startswith("en"):
-            return "en"
-    return "en"

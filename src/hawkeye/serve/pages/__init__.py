@@ -14,6 +14,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, FastAPI, Query, Request, Response
 from fastapi.responses import FileResponse
+from nicegui import app as nicegui_app
 from nicegui import ui
 from starlette.staticfiles import StaticFiles
 
@@ -44,6 +45,11 @@ def add_pages(app: FastAPI, service: Service) -> None:
     app.include_router(_pictures(service, security))
     for path, module in _PAGES.items():
         _page(path, module, service, security)
+    if nicegui_app.middleware_stack is not None:
+        # NiceGUI has one app for each process. Where a second service is built, as tests do, its pages are the newest
+        # service's, and its middlewares must be put together anew.
+        nicegui_app.user_middleware.clear()
+        nicegui_app.middleware_stack = None
     ui.run_with(app, title="Hawkeye", favicon=STATIC / "favicon.svg", tailwind=False, binding_refresh_interval=None,
                 show_welcome_message=False, reconnect_timeout=10.0)  # fmt: skip
 

@@ -78,7 +78,7 @@ class Counts:
                         "outline dense no-caps padding='4px 12px'"
                     )
         self._source_changed()
-        ui.timer(_EVERY_S, self._tick, immediate=False)
+        site.every(_EVERY_S, self._tick)
 
     # -- controls -----------------------------------------------------------------------------------------------------
 
@@ -260,7 +260,12 @@ def _options(
         "grid": {"left": 8, "right": 16, "top": 40, "bottom": 8, "containLabel": True},
         "legend": {"type": "scroll", "top": 0, "textStyle": {":color": _INK}},
         "tooltip": {"trigger": "axis", "confine": True},
-        "xAxis": {"type": "time", **axis, "splitLine": {"show": False}},
+        "xAxis": {
+            "type": "time",
+            **axis,
+            "splitLine": {"show": False},
+            "axisLabel": {":color": _INK, "hideOverlap": True},
+        },
         "yAxis": {"type": "value", "minInterval": 1 if bars else 0, **axis},
         "series": drawn,
     }

@@ -7,9 +7,9 @@ from typing import Any
 from nicegui import ui
 
 from hawkeye.serve.pages.layout import Site, heading
-from hawkeye.serve.pages.picture import Picture, Points, drawable
+from hawkeye.serve.pages.picture import Picture, Points, drawable, fractions
 from hawkeye.serve.problems import NotFound
-from hawkeye.serve.schemas import RuleSpec
+from hawkeye.serve.schemas import RuleSpec, SourceInfo
 
 _EVERY_S = 1.0
 _MIDDLE: dict[str, Points] = {
@@ -66,7 +66,7 @@ class Editor:
                 self.panel = ui.element("div").style("margin-top: 12px")
         self._draw(None)
         self.refresh()
-        ui.timer(_EVERY_S, self.refresh)
+        site.every(_EVERY_S, self.refresh)
 
     def refresh(self) -> None:
         """Bring lines, zones and totals up to date."""
@@ -85,7 +85,7 @@ class Editor:
             self._draw(None)
         if self.shown_rules != (info.rules, self.chosen):
             self.shown_rules = (info.rules, self.chosen)
-            self._show_panel(info.rules)
+            self._show_panel(info)
 
     # -- drawing ------------------------------------------------------------------------------------------------------
 
@@ -162,8 +162,8 @@ class Editor:
             self.refresh()
             ui.notify(self.site.t("draw.deleted", name=name))
 
-    def _show_panel(self, rules: tuple[RuleSpec, ...]) -> None:
-        t = self.site.t
+    def _show_panel(self, info: SourceInfo) -> None:
+        t, rules = self.site.t, info.rules
         self.panel.clear()
         with self.panel:
             heading(t("live.rules"), 3)
@@ -173,7 +173,7 @@ class Editor:
                 title = f"{t(f'draw.kind.{rule.kind}')}: {rule.name}"
                 with ui.expansion(title, value=rule.name == self.chosen, group="rules",
                                   on_value_change=lambda e, name=rule.name: self._open(name, e.value)):  # fmt: skip
-                    self._form(rule)
+                    self._form(rule, fractions(rule, info.width, info.height))
             if rules:
                 ui.label(t("draw.moved")).classes("hk-soft").style("margin-top: 8px")
 
@@ -184,7 +184,7 @@ class Editor:
             if isinstance(self.shown_rules, tuple):
                 self.shown_rules = (self.shown_rules[0], name)  # opened by hand: the panel shows it already
 
-    def _form(self, rule: RuleSpec) -> None:
+    def _form(self, rule: RuleSpec, points: Points | None) -> None:
         t = self.site.t
         with ui.element("div").classes("hk-form"):
             name = ui.input(t("name"), value=rule.name).props("outlined dense maxlength=100")
@@ -198,9 +198,13 @@ class Editor:
             if rule.kind == "zone":
                 dwell = ui.number(t("draw.dwell"), value=rule.dwell_s, min=0).props("outlined dense clearable")
 
+            fields = [self._fields(i + 1, point) for i, point in enumerate(points or ())]
+
             def values() -> dict[str, Any]:
+                typed = tuple((x.value / 100, y.value / 100) for x, y in fields if None not in (x.value, y.value))
                 return {
-                    "kind": rule.kind, "name": (name.value or "").strip(), "points": rule.points,
+                    "kind": rule.kind, "name": (name.value or "").strip(),
+                    "points": typed if len(typed) == len(rule.points) else rule.points,
                     "classes": tuple(classes.value) or None, "anchor": anchor.value,
                     "repeat": bool(repeat and repeat.value), "dwell_s": (dwell.value or None) if dwell else None,
                 }  # fmt: skip
@@ -209,13 +213,27 @@ class Editor:
                 await self._save(values(), instead=rule.name)
 
             async def turn() -> None:
-                await self._save({**values(), "points": rule.points[::-1]}, instead=rule.name)
+                new = values()
+                await self._save({**new, "points": new["points"][::-1]}, instead=rule.name)
 
             if rule.kind == "line":
                 ui.button(t("draw.turn"), icon="swap_vert", on_click=turn).props("flat dense no-caps")
             with ui.element("div").classes("hk-row"):
                 ui.button(t("delete"), on_click=lambda: self._delete(rule.name)).props("flat no-caps color=negative")
                 ui.button(t("save"), on_click=save).props("unelevated no-caps").classes("hk-grow")
+
+    def _fields(self, number: int, point: tuple[float, float]) -> tuple[ui.number, ui.number]:
+        """Where a point is, in per cent of the picture from its left and upper edge."""
+        t = self.site.t
+        with ui.element("div").classes("hk-point"):
+            ui.label(t("draw.point", n=number)).classes("hk-soft")
+            x, y = (
+                ui.number(t(f"draw.{axis}"), value=round(100 * value, 1), min=0, max=100, step=0.5, suffix="%").props(
+                    f'outlined dense aria-label="{t("draw.point", n=number)}, {t(f"draw.{axis}")}"'
+                )
+                for axis, value in zip(("across", "down"), point, strict=True)
+            )
+        return x, y
 
 
 def _points(args: dict[str, Any]) -> Points | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,9 +19,9 @@ from starlette.requests import Request
 from hawkeye import __version__
 from hawkeye.errors import HawkeyeError
 from hawkeye.serve.core import Service
+from hawkeye.serve.language import Texts, preferred
 from hawkeye.serve.schemas import Role, SourceInfo
 from hawkeye.serve.security import LOCAL, Principal
-from hawkeye.serve.texts import Texts, preferred
 
 STATIC = Path(__file__).parents[1] / "static"
 ASSETS = "/assets"  # where STATIC is
@@ -59,6 +60,18 @@ class Site:
     def sources(self) -> list[SourceInfo]:
         """The sources that the visitor may see."""
         return [info for info in self.service.sources() if self.sees(info.name)]
+
+    def every(self, seconds: float, refresh: Callable[[], Any]) -> None:
+        """Refresh the page now and again, for as long as the visitor may see it."""
+
+        async def tick() -> None:
+            if self.who() is None:  # signed out elsewhere, or the token was taken back
+                timer.cancel()
+                ui.navigate.to("/")  # and from there to where one signs in
+            elif inspect.isawaitable(done := refresh()):
+                await done
+
+        timer = ui.timer(seconds, tick)
 
     async def attempt(self, role: Role, work: Callable[[], Any], *, source: str | None = None) -> tuple[bool, Any]:
         """Do something that may wait or go wrong in a thread; whether it worked, and its result. Tells what is wrong.

@@ -37,7 +37,7 @@ def build(site: Site) -> None:
             ui.button(t("live.add"), icon="add", on_click=lambda: add_source(site)).props("unelevated no-caps")
     wall = Wall(site)
     wall.show()
-    ui.timer(_EVERY_S, wall.refresh)
+    site.every(_EVERY_S, wall.refresh)
 
 
 class Wall:
@@ -87,7 +87,7 @@ class Card:
     def __init__(self, site: Site, info: SourceInfo) -> None:
         t, self.site, self.name = site.t, site, info.name
         self.hour: dict[str, int] = {}
-        with ui.element("section").classes("hk-card hk-source").mark(f"source-{info.name}"):
+        with ui.element("section").classes("hk-card hk-source").props(f'data-source="{info.name}"'):
             with ui.element("div").classes("hk-row").style("margin-bottom: 8px"):
                 heading(info.name)
                 self.state = chip("")

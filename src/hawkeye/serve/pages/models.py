@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from html import escape
 from typing import Any
 
 from nicegui import run, ui
@@ -59,7 +60,7 @@ class Models:
             self.ab_note = ui.label().classes("hk-soft").props("role=status")
             self.ab_words = ui.label().classes("hk-words")
             self.ab = table()
-        ui.timer(_EVERY_S, self.refresh)
+        site.every(_EVERY_S, self.refresh)
 
     async def refresh(self) -> None:
         """Bring it up to date."""
@@ -86,7 +87,7 @@ class Models:
 
     def _card(self, model: ModelInfo) -> None:
         t = self.site.t
-        with ui.element("section").classes("hk-card").mark(f"model-{model.id}"):
+        with ui.element("section").classes("hk-card").props(f'data-model="{escape(model.id)}"'):
             with ui.element("div").classes("hk-row").style("margin-bottom: 8px"):
                 heading(model.id)
                 chip(t(f"models.{model.role}"), _KINDS[model.role])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from urllib.parse import quote
 
@@ -12,6 +13,7 @@ from hawkeye.serve.schemas import RunInfo
 
 _EVERY_S = 3.0
 _KINDS = {"running": "warn", "finished": "good", "unfinished": ""}
+_MOMENT = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d)")
 _COMMAND = "hawkeye optimize yolov8n.pt --data data.yaml --out runs/first"
 
 
@@ -29,7 +31,7 @@ class Runs:
         self.shown_s = 0.0
         heading(site.t("runs.title"), 1).style("margin-bottom: 14px")
         self.place = ui.element("div")
-        ui.timer(_EVERY_S, self.refresh)
+        site.every(_EVERY_S, self.refresh)
 
     async def refresh(self) -> None:
         """Build it anew where something has changed, and once a minute for the times in words."""
@@ -48,7 +50,7 @@ class Runs:
 
     def _card(self, info: RunInfo) -> None:
         t = self.site.t
-        with ui.element("section").classes("hk-card").mark(f"run-{info.id}"):
+        with ui.element("section").classes("hk-card"):
             with ui.element("div").classes("hk-row").style("margin-bottom: 6px"):
                 heading(info.id)
                 chip(t(f"runs.{info.state}"), _KINDS[info.state])
@@ -62,11 +64,15 @@ class Runs:
                 bar.props(f'rounded aria-label="{t("runs.progress")}"').style("margin: 8px 0")
                 ui.label(f"{info.progress:.0%}").classes("hk-soft")
             if info.note:
-                ui.label(info.note).classes("hk-soft").style("overflow-wrap: anywhere")
+                moment = _MOMENT.match(info.note)
+                words = t("runs.started", when=f"{moment[1]} {moment[2]} UTC") if moment else info.note
+                ui.label(words).classes("hk-soft").style("overflow-wrap: anywhere")
             for line in info.headline:
                 ui.label(line).style("margin-top: 6px")
             if info.stages:
-                ui.label(f"{t('runs.stages')}: {', '.join(info.stages)}").classes("hk-soft").style("margin-top: 6px")
+                with ui.element("ul").classes("hk-done").props(f'aria-label="{t("runs.stages")}"'):
+                    for stage in info.stages:
+                        ui.label(t.known("stages", stage)).tag = "li"
             if info.state == "unfinished":
                 ui.label(t("runs.go_on")).classes("hk-soft")
 

@@ -27,6 +27,7 @@ from hawkeye.outputs import draw, encode_jpeg
 from hawkeye.runtime.detector import class_indices
 from hawkeye.runtime.source import VIDEO_SUFFIXES, find_sources, open_source
 from hawkeye.serve.core import Service
+from hawkeye.serve.export import plain
 from hawkeye.serve.pictures import decode_picture
 from hawkeye.serve.schemas import Detecting
 
@@ -215,7 +216,7 @@ def as_csv(shot: Shot, model: str, chosen: Sequence[Detections]) -> bytes:
     rows.writerow(("file", "time_s", "class_id", "name", "score", "x1", "y1", "x2", "y2"))
     for time_s, found in zip(shot.times_s, chosen, strict=False):
         for row in found.to_records(shot.passes[model].names):
-            rows.writerow((_plain(shot.name), f"{time_s:.3f}", row["class_id"], _plain(row["name"]), row["score"],
+            rows.writerow((plain(shot.name), f"{time_s:.3f}", row["class_id"], plain(row["name"]), row["score"],
                            *row["xyxy"]))  # fmt: skip
     return text.getvalue().encode()
 
@@ -228,11 +229,6 @@ def as_picture(shot: Shot, model: str, frame: int, found: Detections) -> bytes:
     image = np.asarray(cv2.imdecode(np.frombuffer(shot.jpegs[frame], np.uint8), cv2.IMREAD_COLOR), np.uint8)
     factor = image.shape[1] / shot.width
     return encode_jpeg(draw(image, Detections(found.xyxy * np.float32(factor), found.score, found.class_id), names))
-
-
-def _plain(text: str) -> str:
-    """A text that a spreadsheet does not take for a formula."""
-    return f"'{text}" if text[:1] in "=+-@\t\r" else text
 
 
 def _shown(image: NDArray[np.uint8]) -> bytes:

@@ -6,6 +6,7 @@ from typing import Any
 
 from nicegui import run, ui
 
+from hawkeye.serve.language import translated
 from hawkeye.serve.pages.layout import (
     Site,
     card,
@@ -19,7 +20,6 @@ from hawkeye.serve.pages.layout import (
     tile,
 )
 from hawkeye.serve.schemas import Histogram, Statistics
-from hawkeye.serve.texts import translated
 
 _EVERY_S = 2.0
 _INK = "getComputedStyle(document.body).getPropertyValue('--soft').trim()"
@@ -61,7 +61,7 @@ class System:
         with card(t("system.log")):
             self.log = ui.label().classes("hk-log").props("tabindex=0")
             self.log.tag = "pre"
-        ui.timer(_EVERY_S, self.refresh)
+        site.every(_EVERY_S, self.refresh)
 
     async def refresh(self) -> None:
         """Bring it up to date."""

@@ -76,7 +76,6 @@ export default {
     drawing(kind) {
       this.sketch = [];
       this.hover = null;
-      if (kind) this.$refs.svg.focus?.();
     },
     image() {
       this.still();
@@ -96,7 +95,8 @@ export default {
       changed();
     });
     this.sight.observe(this.$el);
-    window.addEventListener("keydown", this.keys);
+    // Before anything else: Enter would press the button that has the focus, Escape would close the dialog.
+    window.addEventListener("keydown", this.keys, true);
     if (this.source) follow(this.feed());
     else this.still();
   },
@@ -105,7 +105,7 @@ export default {
     if (this.fed) leave(this.fed);
     this.sizes.disconnect();
     this.sight.disconnect();
-    window.removeEventListener("keydown", this.keys);
+    window.removeEventListener("keydown", this.keys, true);
     this.bitmap?.close();
   },
   methods: {
@@ -246,15 +246,13 @@ export default {
       this.sketch = [];
     },
     keys(event) {
-      if (!this.drawing) return;
-      if (event.key === "Escape") {
-        event.stopPropagation();
-        this.sketch = [];
-        this.$emit("gaveup", {});
-      } else if (event.key === "Enter" && this.sketch.length) {
-        event.preventDefault();
-        this.close();
-      }
+      if (!this.drawing || (event.key !== "Escape" && event.key !== "Enter")) return;
+      if (event.key === "Enter" && !this.sketch.length) return;
+      event.preventDefault();
+      event.stopImmediatePropagation();
+      if (event.key === "Enter") return this.close();
+      this.sketch = [];
+      this.$emit("gaveup", {});
     },
     nudge(event, rule, index) {
       const step = STEP * (event.shiftKey ? 10 : 1);
