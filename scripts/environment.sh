@@ -99,6 +99,15 @@ prepare() {
   rm -f -- "$venv/.hawkeye-installing"
 }
 
+prepare_browser() { # Chromium and its driver, for tests with a real browser, where nobody has to be asked
+  if command -v chromedriver >/dev/null && { command -v chromium || command -v chromium-browser ||
+    command -v google-chrome; } >/dev/null; then return; fi
+  [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || return 0 # the tests then say what is missing
+  say "Installing chromium and chromium-driver with apt-get (once)."
+  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+    chromium chromium-driver; } >/dev/null || say "They could not be installed; tests that need them say so."
+}
+
 environment_help() {
   cat <<'HELP'
   --torch-index URL     take PyTorch from this package index, such as PyTorch's own index of CPU builds (the

@@ -13,7 +13,7 @@ from hawkeye.serve import export
 from hawkeye.serve.pages.layout import Site, card, empty, heading, number, set_html, set_text, table, table_html
 from hawkeye.serve.schemas import CountRow
 
-_RANGES = {"15m": 900, "1h": 3600, "6h": 21_600, "24h": 86_400, "7d": 604_800, "30d": 2_592_000}
+_RANGES = {"5m": 300, "15m": 900, "1h": 3600, "6h": 21_600, "24h": 86_400, "7d": 604_800, "30d": 2_592_000}
 _BUCKETS = (1, 10, 60, 300, 900, 3600, 21_600, 86_400)
 _POINTS = 400  # of a series; more cannot be told apart on a screen
 _MOST_POINTS = 3000
