@@ -1,6 +1,6 @@
 """Makes the pictures of the pages in docs/images/ again, from a run of `hawkeye demo` and videos drawn here.
 
-    python tests/screenshots.py runs/demo --out docs/images
+    python tests/screenshots.py runs/demo/run --out docs/images
 
 Needs Chromium and its driver, and some Chinese font (Debian: fonts-wqy-microhei). Takes about six minutes, most of them
 for counts to come together.
@@ -156,7 +156,7 @@ def main() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
-        service = Service(ServeConfig(model=str(wanted.run), runs=wanted.run.parent, state=folder / "state",
+        service = Service(ServeConfig(model=str(wanted.run), runs=wanted.run.parent.parent, state=folder / "state",
                                       media=folder, networks=("127.0.0.0/8",)))  # fmt: skip
         service.start()
         address = stack.enter_context(serving(build_app(service)))

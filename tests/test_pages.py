@@ -30,6 +30,7 @@ from hawkeye.serve.pages import counts, shots
 from hawkeye.serve.pages.frames import Frames, wanted_of
 from hawkeye.serve.pages.layout import table_html
 from hawkeye.serve.pages.models import row_figures
+from hawkeye.serve.runs import Runs
 from hawkeye.serve.schemas import CountRow, Histogram
 from hawkeye.serve.streams import Viewers
 from hawkeye.serve.texts import TEXTS
@@ -299,6 +300,19 @@ def test_sums_and_means_leave_out_what_is_not_known():
     assert counts._summary([row(0, None)], True) == (None, None)
     assert counts._summary([row(0, 2), row(10, None), row(20, 5)], True) == (7, 5)
     assert counts._summary([row(0, 2, 0.5), row(10, 5, 1.0)], False) == (4.0, 5), "weighted by how much is known"
+
+
+# -- Runs -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_demos_run_has_the_demos_name(tmp_path: Path):
+    for place in ("first", "demo/run"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "run.json").write_text("{}")
+    (tmp_path / "demo" / "run" / "report.html").write_text("<p>")
+    runs = Runs(tmp_path)
+    assert {info.id for info in runs.list()} == {"first", "demo"}
+    assert runs.report("demo") == tmp_path / "demo" / "run" / "report.html"
 
 
 # -- what comes from outside ------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from hawkeye.runtime.detector import BEST
 from hawkeye.store import is_store, open_store
 
 _MAX_JSON_BYTES = 10_000_000
-DEMO = "runs/demo"
+DEMO = "runs/demo/run"
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ PROGRESS = "progress.json"
 
 
 class Runs:
-    """Runs in a folder and in the folders right below it.
+    """Runs right below a folder; a demo's run lies one deeper, in a folder `run`, and has the demo's name.
 
     Args:
         root: such as `runs`; may be missing.
@@ -30,7 +30,9 @@ class Runs:
 
     def list(self) -> list[RunInfo]:
         """See `Service.runs`."""
-        return sorted((self._info(folder) for folder in self._folders().values()), key=lambda run: -run.changed)
+        return sorted(
+            (self._info(name, folder) for name, folder in self._folders().items()), key=lambda run: -run.changed
+        )
 
     def report(self, run: str) -> Path:
         """See `Service.report`."""
@@ -42,12 +44,13 @@ class Runs:
     def _folders(self) -> dict[str, Path]:
         """Runs by the name of their folder: what a client names is looked up here and never becomes a path."""
         try:
-            found = sorted(path.parent for path in self._root.glob(f"*/{RUN}"))
+            found = sorted(path.parent for path in (*self._root.glob(f"*/{RUN}"), *self._root.glob(f"*/run/{RUN}")))
         except OSError:
             return {}
-        return {folder.name: folder for folder in found[:_MAX_RUNS]}
+        names = {folder.name if folder.parent == self._root else folder.parent.name: folder for folder in found[::-1]}
+        return dict(list(names.items())[:_MAX_RUNS])
 
-    def _info(self, folder: Path) -> RunInfo:
+    def _info(self, name: str, folder: Path) -> RunInfo:
         recipe = read_json(folder / RUN) or {}
         report = read_json(folder / "report.json") or {}
         done = tuple(stage for stage in _STAGES if (folder / stage / RECORD).is_file())
@@ -62,7 +65,7 @@ class Runs:
             share, note = max(0.0, min(1.0, float(told["progress"]))), str(told.get("note", ""))[:200]
         headline = report.get("headline", []) if isinstance(report, dict) else []
         return RunInfo(
-            id=folder.name, state=state, stages=done, changed=changed, progress=share,  # type: ignore[arg-type]
+            id=name, state=state, stages=done, changed=changed, progress=share,  # type: ignore[arg-type]
             note=note or str(recipe.get("started", "")) if isinstance(recipe, dict) else "",
             headline=tuple(str(line) for line in headline), has_report=has_report,
         )  # fmt: skip
