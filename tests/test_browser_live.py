@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 
@@ -67,7 +68,8 @@ def test_a_line_is_drawn_with_the_mouse_and_counts(browser: Browser, service: Se
     assert [round(v, 1) for point in rule.points for v in point] == pytest.approx([0.5, 0.1, 0.5, 0.9], abs=0.11)
     browser.until(lambda: service.source("roll").totals.get(rule.name, {}).get("in", 0) >= 1)
     browser.click('.q-dialog button[aria-label="Close"]')
-    browser.until(lambda: "in " in browser.text(".hk-source .hk-beside") and rule.name in browser.text(".hk-source"))
+    counted = rf"{rule.name}\s+[1-9]\d*\s+\d+"
+    browser.until(lambda: re.search(counted, browser.text(".hk-source .hk-beside")))
 
     # Moved with the mouse: its first point goes to the right.
     browser.click(".hk-source button", "Draw")
@@ -197,4 +199,4 @@ def test_lines_of_the_api_are_shown_and_counted_by_class(browser: Browser, servi
     browser.open("/")
     drawn = "return document.querySelector('.hk-source .hk-picture svg').textContent"
     browser.until(lambda: "gate" in browser.script(drawn))
-    browser.until(lambda: "ball" in browser.text(".hk-source .hk-beside"))
+    browser.until(lambda: re.search(r"gate\s+\d+\s+\d+", browser.text(".hk-source .hk-beside")))

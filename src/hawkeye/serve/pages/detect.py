@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import tempfile
 from functools import partial
@@ -16,7 +17,7 @@ from hawkeye.serve.pages.layout import Site, card, heading, number, set_html, se
 from hawkeye.serve.pages.picture import Picture, marks
 from hawkeye.serve.pages.shots import Shot
 
-_MAX_SHOTS = 20
+_MAX_SHOTS, _MAX_BYTES = 20, 100_000_000  # of one page; the oldest are forgotten first
 _SHOWN_ROWS = 200
 _FIRST, _AGAIN = 5, 10  # passes of each of two models when they are first seen side by side, and on demand
 _AROUND_BYTES = 1000  # what a form puts around a file
@@ -40,6 +41,7 @@ class Bench:
         self.shots: list[Shot] = []
         self.current: Shot | None = None
         self.halt = False
+        self.turn = asyncio.Lock()  # one file after another, however many are dropped at once
         self.folder: Path | None = None
         ui.context.client.on_delete(self._forget)
         megabytes = f"{site.service.config.max_body_bytes / 1e6:.0f}"
@@ -115,22 +117,30 @@ class Bench:
         if file.size() > self.site.service.config.max_body_bytes:
             return
         shot = Shot(Path(file.name).name[:120])
-        if shots.is_video(shot.name):
-            if self.folder is None:
-                self.folder = Path(tempfile.mkdtemp(prefix="hawkeye-"))
-            shot.path = self.folder / f"{len(self.shots)}{Path(shot.name).suffix.lower()}"  # never the client's name
-            await file.save(shot.path)
-        else:
-            shot.content = await file.read()
-        if await self._look(shot, self.model.value):
-            taken = {known.name for known in self.shots}
-            stem, n = shot.name, 2
-            while shot.name in taken:
-                shot.name, n = f"{stem} ({n})", n + 1
-            self.shots = [*self.shots, shot][-_MAX_SHOTS:]
-            self.upload.reset()
-            self.file.set_options([known.name for known in self.shots], value=shot.name)
-            self._pick()
+        async with self.turn:
+            if shots.is_video(shot.name):
+                if self.folder is None:
+                    self.folder = Path(tempfile.mkdtemp(prefix="hawkeye-"))
+                shot.path = self.folder / f"{shot.id}{Path(shot.name).suffix.lower()}"  # never the client's name
+                await file.save(shot.path)
+            else:
+                shot.content = await file.read()
+            if not await self._look(shot, self.model.value):
+                shot.forget()
+                return
+            self._keep(shot)
+
+    def _keep(self, shot: Shot) -> None:
+        taken = {known.name for known in self.shots}
+        stem, n = shot.name, 2
+        while shot.name in taken:
+            shot.name, n = f"{stem} ({n})", n + 1
+        self.shots.append(shot)
+        while len(self.shots) > 1 and (len(self.shots) > _MAX_SHOTS or sum(s.bytes for s in self.shots) > _MAX_BYTES):
+            self.shots.pop(0).forget()
+        self.upload.reset()
+        self.file.set_options([known.name for known in self.shots], value=shot.name)
+        self._pick()
 
     async def _look(self, shot: Shot, model: str) -> bool:
         """Let a model look at a shot, with progress; whether it worked."""

@@ -147,17 +147,21 @@ class Card:
 
 
 def _totals(site: Site, info: SourceInfo) -> str:
-    """What each line and zone has counted, by class."""
-    t, rows = site.t, []
-    for rule in info.rules:
-        total = info.totals.get(rule.name, {})
-        keys = ("in", "out") if rule.kind == "line" else ("enter", "exit", "now")
-        names = [("inside" if key == "now" else key, total.get(key)) for key in keys]
-        facts = [t(f"live.{key}", n="–" if value is None else value) for key, value in names]
-        by_class = [f"{name} {'/'.join(str(v) for v in counts.values())}"
-                    for name, counts in (total.get("by_class") or {}).items()]  # fmt: skip
-        rows.append((rule.name, ", ".join(facts), ", ".join(by_class)))
-    return table_html((t("live.rules"), "", ""), rows, left=(0, 1, 2)) if rows else ""
+    """What each line and zone has counted since the service started, by class where there are several."""
+    t, tables = site.t, []
+    for kind, columns in (("line", ("in", "out")), ("zone", ("now", "enter", "exit"))):
+        rows: list[tuple[object, ...]] = []
+        for rule in (rule for rule in info.rules if rule.kind == kind):
+            total = info.totals.get(rule.name, {})
+            rows.append((rule.name, *("–" if total.get(key) is None else total[key] for key in columns)))
+            by_class = total.get("by_class") or {}
+            if len(by_class) > 1:
+                rows += [
+                    (f"\u2003{name}", *(counts.get(key, "") for key in columns)) for name, counts in by_class.items()
+                ]
+        if rows:
+            tables.append(table_html((t(f"live.{kind}s"), *(t(f"live.total.{key}") for key in columns)), rows))
+    return "".join(tables)
 
 
 def add_source(site: Site) -> None:

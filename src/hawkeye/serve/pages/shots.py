@@ -89,6 +89,16 @@ class Shot:
     def __post_init__(self) -> None:
         _KNOWN[self.id] = self
 
+    @property
+    def bytes(self) -> int:
+        """Memory that it takes."""
+        return len(self.content) + sum(map(len, self.jpegs))
+
+    def forget(self) -> None:
+        """Let go of its file."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
     def images(self, max_pixels: int = MAX_PIXELS) -> Iterator[tuple[float, NDArray[np.uint8]]]:
         """The frames that are looked at, with their times; (H, W, 3) BGR.
 
