@@ -33,7 +33,7 @@ from hawkeye.track.rules import Line
 from live_fakes import mjpeg_camera
 
 # name, scenario, seed, how it comes
-SOURCES = (("gate", "crossing", 1, "camera"), ("yard", "crowd", 3, "file"), ("street", "occlusion", 4, "file"))
+SOURCES = (("gate", "crossing", 1, "camera"), ("yard", "crowd", 3, "file"), ("street", "reentry", 4, "file"))
 DESKTOP, TELEPHONE = (1280, 860), (390, 844)
 MAX_BYTES = 250_000
 
@@ -97,9 +97,10 @@ class Camerawoman:
     def take(self, name: str) -> None:
         """Take a picture of the window, with few enough colours to be small."""
         picture = Image.open(io.BytesIO(self._browser.driver.get_screenshot_as_png())).convert("RGB")
-        for colours in (256, 128, 64, 32):
+        for colours in (256, 192, 128, 64):
+            palette = picture.quantize(colours, method=Image.Quantize.MEDIANCUT, kmeans=2)
             body = io.BytesIO()
-            picture.quantize(colours, method=Image.Quantize.MAXCOVERAGE).save(body, "PNG", optimize=True)
+            picture.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG).save(body, "PNG", optimize=True)
             if body.tell() <= MAX_BYTES:
                 break
         write_bytes(self._out / f"{name}.png", body.getvalue())

@@ -19,7 +19,7 @@ from hawkeye.data import Dataset, check_labels, list_images, load_dataset, read_
 from hawkeye.errors import BoundsError, CheckpointError, ConfigError, DataError, HawkeyeError
 from hawkeye.gates import gates_passed, target
 from hawkeye.lazy import lazy, load
-from hawkeye.progress import say
+from hawkeye.progress import say, told_in
 from hawkeye.records import AccuracyRecord, LatencyRecord, RuntimeName
 from hawkeye.rundir import RunDir, check_owner, check_space, locked, open_run
 from hawkeye.store import open_store
@@ -114,7 +114,7 @@ def optimize(
     preflight(recipe, out, plan, until, stages)
     if recipe.data is None:
         say("no --data: accuracy is not measured, and there is no gate on it; give --data to have it judged")
-    with storage_errors(out), locked(out):
+    with storage_errors(out), locked(out), told_in(out):
         left_out = tuple(name for name in SKIPPABLE if name in skip)
         job = _Job(recipe, open_run(out, recipe, skip=left_out), stages, plan)
         for number, name in enumerate(plan, 1):

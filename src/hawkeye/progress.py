@@ -1,17 +1,25 @@
-"""Progress with an ETA for everything that takes a while; one line now and then where there is no terminal."""
+"""Progress with an ETA for everything that takes a while; one line now and then where there is no terminal.
+
+Inside `told_in` it also stands in a file, for whoever looks at the run from outside, such as the service's pages.
+"""
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 console = Console(stderr=True)
-_LOG_EVERY_S = 15.0
+PROGRESS = "progress.json"
+_LOG_EVERY_S, _TELL_EVERY_S = 15.0, 2.0
+_folder: ContextVar[Path | None] = ContextVar("_folder", default=None)
 
 
 class Task:
@@ -21,11 +29,16 @@ class Task:
         self._progress, self._title, self._total, self._done = progress, title, total, 0.0
         self._started = self._logged = time.monotonic()
         self._id = progress.add_task(title, total=total, note="") if progress else None
+        folder = _folder.get()
+        self._file = None if folder is None else folder / PROGRESS
+        self._told = -_TELL_EVERY_S
+        self._tell("")
 
     def advance(self, amount: float = 1.0, note: str = "", *, total: float | None = None) -> None:
         """Count `amount` more of the total, which may be known better by now."""
         self._done += amount
         self._total = self._total if total is None else total
+        self._tell(note)
         if self._progress is not None and self._id is not None:
             self._progress.update(self._id, advance=amount, note=note, total=self._total)
             return
@@ -40,17 +53,52 @@ class Task:
                 f"{self._title}: {self._done / self._total:.0%}, {left:.0f} s left {note}", file=sys.stderr, flush=True
             )
 
+    def _tell(self, note: str) -> None:
+        now = time.monotonic()
+        if self._file is None or now - self._told < _TELL_EVERY_S:
+            return
+        self._told = now
+        share = min(1.0, self._done / self._total) if self._total else None
+        part = self._file.with_suffix(".part")
+        with suppress(OSError):  # a run must not fail for the sake of who looks at it
+            part.write_text(json.dumps({"progress": share, "note": f"{self._title}: {note}" if note else self._title}))
+            part.replace(self._file)
+
+    def close(self) -> None:
+        """It is over, one way or another."""
+        if self._file is not None:
+            with suppress(OSError):
+                self._file.unlink(missing_ok=True)
+
+
+@contextmanager
+def told_in(folder: Path) -> Iterator[None]:
+    """Tasks that begin inside also write how far they are into `PROGRESS` in this folder, which is there meanwhile."""
+    before = _folder.set(folder)
+    try:
+        yield
+    finally:
+        _folder.reset(before)
+
 
 @contextmanager
 def progress(title: str, total: float | None) -> Iterator[Task]:
     """Show a task's progress, ETA and note while the block runs; a total of None has no end in sight."""
     if not console.is_terminal:
-        yield Task(None, title, total)
+        task = Task(None, title, total)
+        try:
+            yield task
+        finally:
+            task.close()
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                TimeRemainingColumn(), TextColumn("{task.fields[note]}"))  # fmt: skip
     with Progress(*columns, console=console) as bar:
-        yield Task(bar, title, total)
+        task = Task(bar, title, total)
+        try:
+            yield task
+        finally:
+            task.close()
 
 
 def say(message: str) -> None:

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from hawkeye.artifact import RECORD
+from hawkeye.progress import PROGRESS
 from hawkeye.rundir import RUN
 from hawkeye.serve.catalogue import read_json
 from hawkeye.serve.problems import NotFound
@@ -15,7 +16,6 @@ _STAGES = ("0-original", "1-prune", "2-recover", "3-export/original", "3-export/
            "4-quantize/pruned")  # fmt: skip
 _ALIVE_S = 300.0  # a run that works writes something at least this often
 _MAX_RUNS, _MAX_FILES = 500, 5000
-PROGRESS = "progress.json"
 
 
 class Runs:
@@ -60,9 +60,12 @@ class Runs:
         state = "finished" if has_report else "running" if alive else "unfinished"
         at_work = next((f for f in sorted(folder.rglob(PROGRESS)) if not (f.parent / RECORD).is_file()), None)
         told = read_json(at_work) if at_work is not None and state == "running" else None
-        share, note = None, ""
-        if isinstance(told, dict) and isinstance(told.get("progress"), int | float):
-            share, note = max(0.0, min(1.0, float(told["progress"]))), str(told.get("note", ""))[:200]
+        share: float | None = None
+        note = ""
+        if isinstance(told, dict):
+            note = str(told.get("note", ""))[:200]
+            if isinstance(part := told.get("progress"), int | float):
+                share = max(0.0, min(1.0, float(part)))
         headline = report.get("headline", []) if isinstance(report, dict) else []
         return RunInfo(
             id=name, state=state, stages=done, changed=changed, progress=share,  # type: ignore[arg-type]

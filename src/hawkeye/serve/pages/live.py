@@ -125,7 +125,7 @@ class Card:
         )
         for label, fact in zip(self.facts, facts, strict=True):
             set_text(label, fact)
-        set_text(self.words, info.error)
+        set_text(self.words, "" if info.state == "live" else info.error)  # what is over is in the log
         self.picture.show(rules=drawable(self.site, info), stale=info.state in _STALE)
         seen = counts_of({**dict.fromkeys(self.hour, 0), **(info.now or {})})
         seen.sort(key=lambda pair: (-self.hour.get(pair[0], 0), -pair[1], pair[0]))
