@@ -74,6 +74,12 @@ class PruneConfig(StageConfig):
     """Upper bound on the fraction of multiply-accumulates kept."""
     params: Annotated[float, Field(gt=0)] = 0.7
     """Upper bound on the fraction of parameters kept."""
+    latency: Annotated[float, Field(gt=0)] | None = None
+    """Upper bound on the fraction of latency kept, by this CPU's table; --flops 1 --params 1 lifts the other two."""
+    latency_of: Literal["int8", "fp32"] = "int8"
+    """Latency of the original that this is a fraction of: in INT8, as the result is, or in OpenVINO FP32."""
+    threads: Annotated[int, Field(ge=0)] = 0
+    """CPU threads that latency is measured for; 0 takes all cores."""
     method: Literal["obs", "l1", "bn", "taylor"] = "obs"
     """Saliency: optimal brain surgeon with compensation, group L1 norm, BatchNorm scale, or Taylor on the loss."""
     align: Annotated[int, Field(ge=1, le=64)] = 8
@@ -82,6 +88,12 @@ class PruneConfig(StageConfig):
     """Training pictures that the saliency is measured on."""
     rounds: Annotated[int, Field(ge=1, le=16)] = 4
     """Small steps in which obs reaches the bounds; everything is measured again after each."""
+
+    def useless(self) -> list[tuple[str, float]]:
+        """Options whose bound leaves nothing to prune; a bound on latency may stand alone."""
+        if self.latency is not None:
+            return [("--latency", self.latency)] if self.latency >= 1 else []
+        return [(name, value) for name, value in (("--flops", self.flops), ("--params", self.params)) if value >= 1]
 
 
 class RecoverConfig(StageConfig):

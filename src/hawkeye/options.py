@@ -30,6 +30,7 @@ Seed = Annotated[int | None, about(Recipe, "seed")]
 Device = Annotated[Literal["cpu", "cuda"] | None, about(Recipe, "device")]
 Flops = Annotated[float | None, about(PruneConfig, "flops")]
 Params = Annotated[float | None, about(PruneConfig, "params")]
+Latency = Annotated[float | None, about(PruneConfig, "latency")]
 Method = Annotated[Literal["obs", "l1", "bn", "taylor"] | None, about(PruneConfig, "method")]
 Align = Annotated[int | None, about(PruneConfig, "align")]
 Budget = Annotated[str | None, about(RecoverConfig, "budget")]
@@ -54,6 +55,7 @@ class RunOptions:
     images: Images = None
     flops: Flops = None
     params: Params = None
+    latency: Latency = None
     method: Method = None
     align: Align = None
     budget: Budget = None
@@ -78,7 +80,8 @@ class RunOptions:
         return given(
             base, model=model, data=self.data, images=self.images, imgsz=self.imgsz, seed=self.seed,
             device=self.device, store=self.store,
-            prune=given(base.prune, flops=self.flops, params=self.params, method=self.method, align=self.align),
+            prune=given(base.prune, flops=self.flops, params=self.params, latency=self.latency, method=self.method,
+                        align=self.align),
             recover=given(base.recover, budget=self.budget, steps=self.steps),
             quantize=given(base.quantize, mode=self.int8),
             gates=given(base.gates, max_drop=self.max_drop),

@@ -189,12 +189,11 @@ def check_bounds(recipe: Recipe) -> None:
     """Pruning needs a bound to reach.
 
     Raises:
-        BoundsError: a bound of 1.0 or more.
+        BoundsError: a bound of 1.0 or more, unless it is lifted by one on latency.
     """
-    for option, value in (("--flops", recipe.prune.flops), ("--params", recipe.prune.params)):
-        if value >= 1:
-            raise BoundsError(f"{option} leaves nothing to prune", got=value, expected="a fraction below 1",
-                              mend="--skip prune compresses by INT8 alone")  # fmt: skip
+    for option, value in recipe.prune.useless():
+        raise BoundsError(f"{option} leaves nothing to prune", got=value, expected="a fraction below 1",
+                          mend="--skip prune compresses by INT8 alone")  # fmt: skip
 
 
 def check_data(recipe: Recipe) -> Dataset | None:

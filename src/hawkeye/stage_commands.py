@@ -28,6 +28,7 @@ from hawkeye.options import (
     Images,
     Int8,
     Json,
+    Latency,
     Method,
     Model,
     Out,
@@ -53,6 +54,7 @@ def prune(
     images: Images = None,
     flops: Flops = None,
     params: Params = None,
+    latency: Latency = None,
     method: Method = None,
     align: Align = None,
     samples: Annotated[int | None, about(PruneConfig, "samples")] = None,
@@ -66,9 +68,12 @@ def prune(
     For example:
 
         hawkeye prune yolov8n.pt --images pictures/ --out runs/pruned --flops 0.75 --params 0.8
+
+        hawkeye prune yolov8n.pt --images pictures/ --out runs/faster --latency 0.6 --flops 1 --params 1
     """
-    config = given(PruneConfig(), data=data, images=images, flops=flops, params=params, method=method, align=align,
-                    samples=samples, rounds=rounds, imgsz=imgsz, seed=seed, device=device)  # fmt: skip
+    config = given(PruneConfig(), data=data, images=images, flops=flops, params=params, latency=latency, method=method,
+                   align=align, samples=samples, rounds=rounds, imgsz=imgsz, seed=seed,
+                   device=device)  # fmt: skip
     source = _source(model, out, imgsz, "prune")
     made = load("hawkeye.compress.prune").prune(source, config, out=out)
     print(f"GFLOPs {source.gflops:.2f} → {made.gflops:.2f}, parameters {source.params:,} → {made.params:,}")

@@ -1,4 +1,8 @@
-"""Where to save: widths by damage per cost saved, in blocks of `align` channels, until every bound holds."""
+"""Where to save: widths by damage per cost saved, in blocks of `align` channels, until every bound holds.
+
+With a bound on latency, widths are taken only where the table of the CPU says that they pay, and the greedy result is
+improved by exchanges (`knapsack.py`).
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from hawkeye.compress import knapsack
 from hawkeye.compress.groups import Group
 from hawkeye.errors import BoundsError
 
@@ -20,6 +25,20 @@ class Scorer(Protocol):
     def scores(self, group: Group, alive: Tensor) -> Tensor: ...
     def remove_(self, group: Group, channel: int) -> set[str]: ...
     def refit_(self, keep: dict[str, Tensor]) -> None: ...
+
+
+class Clock(Protocol):
+    """Milliseconds as a function of group widths; those that are left out are whole."""
+
+    def ms(self, widths: dict[str, int]) -> float: ...
+
+
+@dataclass(frozen=True)
+class LatencyBound:
+    """What a network may take: `ms` at most, by this clock."""
+
+    clock: Clock
+    ms: float
 
 
 @dataclass
@@ -57,18 +76,25 @@ class Cost:
             extra = (conv.bias is not None) + (2 if name.endswith(".conv") and "dfl" not in name else 0)
             area = conv.kernel_size[0] * conv.kernel_size[1]
             self._layers[name] = _Layer(area, pixels[name], extra, conv.in_channels, conv.out_channels)
-        self._groups = list(groups)
+        # (name, width, consumers with the number of inputs per channel, producers)
+        self._groups = [(g.name, g.width, [(name, c.shape[1]) for name, c in g.consumers.items()], g.producers)
+                        for g in groups]  # fmt: skip
+
+    def channels(self, widths: dict[str, int]) -> tuple[dict[str, int], dict[str, int]]:
+        """Input and output channels of each convolution with these group widths."""
+        inputs = {name: layer.inputs for name, layer in self._layers.items()}
+        outputs = {name: layer.outputs for name, layer in self._layers.items()}
+        for group, width, consumers, producers in self._groups:
+            if gone := width - widths.get(group, width):
+                for name, times in consumers:
+                    inputs[name] -= gone * times
+                for name in producers:
+                    outputs[name] -= gone
+        return inputs, outputs
 
     def total(self, widths: dict[str, int]) -> tuple[int, int]:
         """(MACs, parameters) of the network with these group widths."""
-        inputs = {name: layer.inputs for name, layer in self._layers.items()}
-        outputs = {name: layer.outputs for name, layer in self._layers.items()}
-        for group in self._groups:
-            gone = group.width - widths.get(group.name, group.width)
-            for name, channels in group.consumers.items():
-                inputs[name] -= gone * channels.shape[1]
-            for name in group.producers:
-                outputs[name] -= gone
+        inputs, outputs = self.channels(widths)
         macs = params = 0
         for name, layer in self._layers.items():
             kernel = layer.area * inputs[name] * outputs[name]
@@ -116,14 +142,18 @@ def allocate(
     macs: float,
     params: float,
     align: int,
+    latency: LatencyBound | None = None,
 ) -> dict[str, Tensor]:
     """Kept channels per group, (kept,) int64 sorted, so that MACs and parameters are at most the given numbers.
 
-    Greedy: the unit whose next block costs the least damage per share of the still missing savings goes first.
+    Greedy: the unit whose next block costs the least damage per share of the still missing savings goes first. With a
+    bound on latency that holds as well, and exchanges between units follow.
 
     Raises:
         BoundsError: not reachable even with every width at `align`; states the nearest possible.
     """
+    if latency is not None:
+        return _allocate_timed(groups, cost, scorer, macs=macs, params=params, align=align, latency=latency)
     units = units_of(groups)
     alive = {group.name: torch.ones(group.width, dtype=torch.bool) for unit in units for group in unit}
     widths = {group.name: group.width for unit in units for group in unit}
@@ -164,3 +194,117 @@ def allocate(
                     scores.pop(group.name, None)
         now = cost.total(widths)
     return {name: mask.nonzero().flatten() for name, mask in alive.items()}
+
+
+_JUMP = 4  # blocks that a unit may lose at once: a single one may lead to a width that costs more
+
+
+def _allocate_timed(
+    groups: list[Group],
+    cost: Cost,
+    scorer: Scorer,
+    *,
+    macs: float,
+    params: float,
+    align: int,
+    latency: LatencyBound,
+) -> dict[str, Tensor]:
+    """`allocate` with a bound on latency."""
+    units = {unit[0].name: unit for unit in units_of(groups)}
+
+    def costs(widths: dict[str, int]) -> tuple[float, float, float]:
+        every = {group.name: widths[name] for name, unit in units.items() for group in unit}
+        return (*cost.total(every), latency.clock.ms(every))
+
+    limits = (macs, params, latency.ms)
+    check_reachable(groups, cost, macs=macs, params=params, align=align)
+    removal = _Removal(units, scorer)
+    start = now = costs(removal.widths)
+    while any(value > limit for value, limit in zip(now, limits, strict=True)):
+        need = [max(0.0, value - limit) / whole for value, limit, whole in zip(now, limits, start, strict=True)]
+        best: tuple[float, str, int] | None = None
+        for name in units:
+            width = removal.widths[name]
+            first = width - (width - 1) // align * align
+            for block in range(first, min(first + _JUMP * align, width), align):
+                if width - block < min(align, width):
+                    break
+                less = costs({**removal.widths, name: width - block})
+                saved = sum(
+                    min((a - b) / whole, missing)
+                    for a, b, whole, missing in zip(now, less, start, need, strict=True)
+                    if missing
+                )
+                if saved > 0:
+                    price = removal.damage_of(name, block) / saved
+                    best = min(best or (price, name, block), (price, name, block))
+        if best is None:
+            raise BoundsError("no width can reach this latency", got=f"{now[2]:.2f} ms where nothing more pays",
+                              expected=f"{latency.ms:.2f} ms by the table of this CPU",
+                              mend="ask for a larger --latency, or for a smaller --imgsz")  # fmt: skip
+        removal.remove_(best[1], best[2])
+        now = costs(removal.widths)
+    widths = knapsack.exchange(removal.widths, {name: removal.curve(name, align) for name in units}, costs, limits)
+    for name, width in widths.items():
+        removal.move_(name, width)
+    return {name: mask.nonzero().flatten() for name, mask in removal.alive.items()}
+
+
+class _Removal:
+    """Channels taken out one after another, with the damage that each did when it went."""
+
+    def __init__(self, units: dict[str, tuple[Group, ...]], scorer: Scorer) -> None:
+        self.units, self.scorer = units, scorer
+        self.alive = {g.name: torch.ones(g.width, dtype=torch.bool) for unit in units.values() for g in unit}
+        self.widths = {name: unit[0].width for name, unit in units.items()}
+        self._done = {name: [0.0] for name in self.alive}  # damage by the number of channels gone
+        self._order: dict[str, list[int]] = {name: [] for name in self.alive}  # channels as they went
+        self._rising: dict[str, list[float]] = {}
+
+    def damage_of(self, name: str, block: int) -> float:
+        """Damage of a unit's least important channels, as far as it is known before they go."""
+        return sum(self._ahead(group)[block - 1] for group in self.units[name])
+
+    def remove_(self, name: str, count: int) -> None:
+        """Take out a unit's least important channels."""
+        changed: set[str] = set()
+        for group in self.units[name]:
+            for _ in range(count):
+                scores = self.scorer.scores(group, self.alive[group.name])
+                channel = int(scores.argmin())
+                self._done[group.name].append(self._done[group.name][-1] + float(scores[channel]))
+                self._order[group.name].append(channel)
+                self.alive[group.name][channel] = False
+                changed |= self.scorer.remove_(group, channel)
+            self._rising.pop(group.name, None)
+        for unit in self.units.values():
+            for group in unit:
+                if changed.intersection(group.consumers):
+                    self._rising.pop(group.name, None)
+        self.widths[name] -= count
+
+    def move_(self, name: str, width: int) -> None:
+        """Bring a unit to this width; what went last comes back first. The scorer does not follow what comes back."""
+        for group in self.units[name]:
+            back = len(self._order[group.name]) - (group.width - width)
+            self.alive[group.name][self._order[group.name][-back:] if back > 0 else []] = True
+        self.remove_(name, max(0, self.widths[name] - width))
+        self.widths[name] = width
+
+    def curve(self, name: str, align: int) -> dict[int, float]:
+        """Damage at every width that the unit may have: as it was down to here, as it is foreseen below."""
+        whole = self.units[name][0].width
+        total = [0.0] * whole
+        for group in self.units[name]:
+            done = self._done[group.name]
+            ahead = [done[-1] + value for value in self._ahead(group)]
+            for gone, value in enumerate([*done, *ahead][:whole]):
+                total[gone] += value
+        found = {width: total[whole - width] for width in range(min(align, whole), whole, align)}
+        return {**found, whole: 0.0}
+
+    def _ahead(self, group: Group) -> list[float]:
+        if group.name not in self._rising:
+            scores = self.scorer.scores(group, self.alive[group.name])
+            self._rising[group.name] = scores[self.alive[group.name]].sort().values.cumsum(0).tolist()
+        return self._rising[group.name]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,8 +16,9 @@ from torch import Tensor, nn
 from hawkeye import artifact, keys
 from hawkeye.artifact import Artifact
 from hawkeye.compress import yolo
-from hawkeye.compress.allocate import Cost, Scorer, allocate, check_reachable
+from hawkeye.compress.allocate import Cost, LatencyBound, Scorer, allocate, check_reachable, units_of
 from hawkeye.compress.groups import Group, cut_, find_groups, merge_c2f_, split_c2f_
+from hawkeye.compress.latency import profile
 from hawkeye.compress.saliency import ObsScorer, StaticScorer, collect
 from hawkeye.config import PruneConfig
 from hawkeye.data import read_image
@@ -24,6 +27,7 @@ from hawkeye.geometry import Letterbox
 from hawkeye.progress import progress, say
 
 _BATCH = 4  # pictures per forward and backward pass: keeps the peak under 4 GiB at 640
+_AIM = 0.97  # of the bound on latency: the table errs by a few percent, and a bound is a bound
 
 
 def prune(source: Artifact | Path, config: PruneConfig, *, out: Path) -> Artifact:
@@ -60,6 +64,7 @@ def prune(source: Artifact | Path, config: PruneConfig, *, out: Path) -> Artifac
     start = cost.total({})
     # Before anything is measured: a later step would tell it after minutes, in fractions of what is left by then.
     check_reachable(groups, cost, macs=start[0] * config.flops, params=start[1] * config.params, align=config.align)
+    clocks = _Clocks(checkpoint.model, model, groups, imgsz, config) if config.latency is not None else None
     rounds = config.rounds if config.method == "obs" else 1
     for step in range(1, rounds + 1):
         # Equal ratios a step; the last one lands on the bounds themselves.
@@ -68,14 +73,16 @@ def prune(source: Artifact | Path, config: PruneConfig, *, out: Path) -> Artifac
         ]
         scorer = _scorer(model, groups, pictures, config, imgsz, step, rounds, checkpoint.names)
         keep = allocate(
-            groups, Cost(model, groups, imgsz), scorer, macs=targets[0], params=targets[1], align=config.align
-        )
+            groups, Cost(model, groups, imgsz), scorer, macs=targets[0], params=targets[1], align=config.align,
+            latency=clocks.bound(model, groups, step / rounds) if clocks else None,
+        )  # fmt: skip
         scorer.refit_(keep)
         cut_(model, {name: index.tolist() for name, index in keep.items()}, groups)
         for name, index in keep.items():
             channels[name] = channels[name][index]
         groups = find_groups(model)
     _verify(model, imgsz)
+    timed = clocks.found(model, groups) if clocks else {}
     widths = _widths(checkpoint.model, groups, channels)
     kept = _features(model, groups, channels)
     merge_c2f_(model)
@@ -84,13 +91,54 @@ def prune(source: Artifact | Path, config: PruneConfig, *, out: Path) -> Artifac
     yolo.save_checkpoint(target, model, names=checkpoint.names, imgsz=imgsz)
     fractions = {"flops_kept": reached[1] / start[0], "params_kept": reached[0] / start[1]}
     say(f"pruned: {fractions['flops_kept']:.3f} of the FLOPs and {fractions['params_kept']:.3f} of the parameters kept")
+    if timed:
+        say(f"by the table of this CPU it takes {timed['predicted_ms']:.2f} ms in INT8, {timed['kept']:.3f} of the "
+            f"original's {timed['original_ms']:.2f} ms in {timed['of'].upper()}")  # fmt: skip
     return Artifact.create(
         out, {"pytorch": target}, started=started, name="pruned", stage="prune",
         spec=base.spec.model_copy(update={"imgsz": imgsz}), params=reached[0], macs=reached[1],
         parent_sha256=base.sha256, key=key, config=config.model_dump(mode="json"), seed=config.seed,
         details={**fractions, "widths": widths, "kept_features": kept, "pictures": len(pictures),
-                 "groups": {name: len(index) for name, index in channels.items()}},
+                 "groups": {name: len(index) for name, index in channels.items()},
+                 **({"latency": timed} if timed else {})},
     )  # fmt: skip
+
+
+class _Clocks:
+    """The bound on latency, spread over the rounds.
+
+    Raises:
+        BoundsError: INT8 alone reaches it, or no width does; states the nearest.
+    """
+
+    def __init__(self, original: nn.Module, split: nn.Module, groups: list[Group], imgsz: int,
+                 config: PruneConfig) -> None:  # fmt: skip
+        assert config.latency is not None
+        self._profile = profile(original, imgsz, threads=config.threads, precisions=("int8",))
+        self._of, self._start = config.latency_of, self._profile.wholes["int8"].total
+        self._reference = self._profile.wholes[self._of].total
+        self._end = _AIM * config.latency * self._reference
+        if self._end >= self._start:
+            raise BoundsError("--latency leaves nothing to prune", got=config.latency,
+                              expected=f"below {self._start / self._reference / _AIM:.3f}, which INT8 alone reaches",
+                              mend="leave pruning out with --skip prune,recover")  # fmt: skip
+        narrow = {group.name: min(config.align, group.width) for unit in units_of(groups) for group in unit}
+        floor = self._profile.of(split, groups).ms(narrow)
+        if floor > self._end:
+            least = math.ceil(1e3 * floor / self._reference / _AIM) / 1e3
+            raise BoundsError("no width can reach this latency", got=f"--latency {config.latency:g}",
+                              expected=f"at least --latency {least:.3f}, where every width is {config.align}",
+                              mend="ask for a larger --latency, or for a smaller --imgsz")  # fmt: skip
+
+    def bound(self, model: nn.Module, groups: list[Group], share: float) -> LatencyBound:
+        """What the network may take after this share of the rounds: equal ratios."""
+        return LatencyBound(self._profile.of(model, groups), self._start * (self._end / self._start) ** share)
+
+    def found(self, model: nn.Module, groups: list[Group]) -> dict[str, Any]:
+        """What the table tells of the result; `kept` is the fraction that the bound is about."""
+        ms = self._profile.of(model, groups).ms({})
+        return {"kept": ms / self._reference, "of": self._of, "predicted_ms": ms, "original_ms": self._reference,
+                "threads": self._profile.tables["int8"].threads, "table_sha256": self._profile.sha256}  # fmt: skip
 
 
 def load_batches(pictures: Sequence[Path], imgsz: int, batch: int = _BATCH) -> Iterator[Tensor]:
@@ -105,10 +153,9 @@ def load_batches(pictures: Sequence[Path], imgsz: int, batch: int = _BATCH) -> I
 
 
 def _check_bounds(config: PruneConfig) -> None:
-    for option, bound in (("--flops", config.flops), ("--params", config.params)):
-        if bound >= 1:
-            raise BoundsError(f"{option} leaves nothing to prune", got=bound, expected="a fraction below 1",
-                              mend="leave pruning out with --skip prune,recover")  # fmt: skip
+    for option, bound in config.useless():
+        raise BoundsError(f"{option} leaves nothing to prune", got=bound, expected="a fraction below 1",
+                          mend="leave pruning out with --skip prune,recover")  # fmt: skip
 
 
 def _as_original(source: Artifact | Path, config: PruneConfig, out: Path) -> Artifact:

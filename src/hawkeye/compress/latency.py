@@ -1,0 +1,240 @@
+"""The latency of a whole detector as a function of its widths: the table's layers, and all that is not a convolution.
+
+The network at hand is measured once as a whole, node by node, in INT8 and in FP32. Its decode and its input stay as
+they are; what moves maps around (concatenation, split, shortcut, upsampling, pooling) goes with the channels that are
+moved; convolutions go with the table, times how much longer they take inside the network than alone.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import nn
+
+from hawkeye import environment
+from hawkeye.artifact import digest, write_json
+from hawkeye.compress import latency_table, yolo
+from hawkeye.compress.allocate import Cost
+from hawkeye.compress.groups import Group, SplitC2f, split_c2f_
+from hawkeye.compress.latency_table import Table
+from hawkeye.compress.layer_models import Node, Precision, Shape, network_ms, networks_ms, version
+from hawkeye.config import QuantizeConfig
+from hawkeye.progress import progress, say
+
+_RUNS = 40  # whole networks are quick beside the table, and everything is told relative to them
+_NOISE = 2  # pictures; what a quantized network costs does not depend on its ranges
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution of the exported network; the two halves of a split C2f are one."""
+
+    parts: tuple[str, ...]
+    shape: Shape
+    fixed: bool  # its output channels have a meaning each
+
+
+@dataclass(frozen=True)
+class Whole:
+    """Milliseconds of the network at full width.
+
+    Attributes:
+        total: of one run.
+        convolutions: of the nodes that the table has an entry for.
+        moving: nodes whose cost goes with the number of channels.
+        rest: decode, input.
+    """
+
+    total: float
+    convolutions: float
+    moving: float
+    rest: float
+
+
+class Latency:
+    """Milliseconds of a detector as a function of its widths.
+
+    Args:
+        model: the detector with its C2f split, at any widths that the table covers.
+        groups: its coupled channels.
+        imgsz: side of the input in pixels.
+        table: layer costs.
+        whole: the network that `model` is or was pruned from, measured as a whole.
+        layers: that network's layers.
+    """
+
+    def __init__(self, model: nn.Module, groups: Iterable[Group], imgsz: int, table: Table, whole: Whole,
+                 layers: list[Layer]) -> None:  # fmt: skip
+        self._cost, self._table, self._whole = Cost(model, groups, imgsz), table, whole
+        self._layers = layers_of(model, imgsz)
+        full = [layer.shape for layer in layers]
+        self._factor = whole.convolutions / sum(map(table.ms, full))
+        self._volume = sum(map(_volume, full))
+        self._known: dict[tuple[int, int, int], tuple[float, int]] = {}  # a search asks for the same ones
+
+    def ms(self, widths: dict[str, int]) -> float:
+        """Predicted milliseconds with these group widths; groups that are left out keep theirs."""
+        inputs, outputs = self._cost.channels(widths)
+        convolutions, volume = 0.0, 0
+        for number, layer in enumerate(self._layers):
+            key = (number, inputs[layer.parts[0]], sum([outputs[part] for part in layer.parts]))
+            if key not in self._known:
+                shape = layer.shape._replace(cin=key[1], cout=key[2])
+                self._known[key] = self._table.ms(shape), _volume(shape)
+            ms, values = self._known[key]
+            convolutions += ms
+            volume += values
+        whole = self._whole
+        nodes = self._factor * convolutions + whole.moving * volume / self._volume + whole.rest
+        return whole.total * nodes / (whole.convolutions + whole.moving + whole.rest)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Everything to predict latencies of what becomes of one detector on this machine.
+
+    Attributes:
+        imgsz: side of the input in pixels.
+        layers: of the detector at full width.
+        tables, wholes: by precision.
+        measured: layers that were measured for it now.
+    """
+
+    imgsz: int
+    layers: list[Layer]
+    tables: dict[Precision, Table]
+    wholes: dict[Precision, Whole]
+    measured: int
+
+    def of(self, model: nn.Module, groups: Iterable[Group], precision: Precision = "int8") -> Latency:
+        """The latency of this detector, or of what was pruned from it."""
+        return Latency(model, groups, self.imgsz, self.tables[precision], self.wholes[precision], self.layers)
+
+    @property
+    def sha256(self) -> str:
+        """Of the figures that widths are chosen by."""
+        wholes = {name: vars(whole) for name, whole in self.wholes.items()}
+        return digest(wholes, {name: table.sha256 for name, table in self.tables.items()})
+
+
+def profile(model: nn.Module, imgsz: int, *, threads: int = 0, precisions: tuple[Precision, ...] = ("int8", "fp32"),
+            runs: int = latency_table.RUNS) -> Profile:  # fmt: skip
+    """Measure what this detector's layers cost at every width that it can take; what is known is not measured again.
+
+    Args:
+        model: stock detector, eval mode.
+        imgsz: side of the input in pixels.
+        threads: of the runtime; 0 takes all cores.
+        precisions: INT8 alone is enough to choose widths by.
+        runs: of each layer; the least counts.
+    """
+    split = copy.deepcopy(model)
+    split_c2f_(split)
+    layers = layers_of(split, imgsz)
+    tables: dict[Precision, Table] = {}
+    count = 0
+    for precision in precisions:
+        tables[precision] = latency_table.open_table(precision, threads)
+        shapes = wanted(layers, precision)
+        count += latency_table.measure_(tables[precision], shapes, runs=runs)
+    any_threads = next(iter(tables.values())).threads
+    return Profile(imgsz, layers, tables, _wholes(model, layers, imgsz, any_threads), count)
+
+
+def wanted(layers: list[Layer], precision: Precision) -> list[Shape]:
+    """Shapes that the network can take."""
+    fixed = {layer.shape for layer in layers if layer.fixed}
+    return latency_table.wanted({layer.shape for layer in layers}, precision, fixed)
+
+
+def layers_of(model: nn.Module, imgsz: int) -> list[Layer]:
+    """Convolutions of a detector whose C2f are split, in the order of its modules, without DFL."""
+    head = f"model.{len(model.model) - 1}."
+    halves = {f"{name}.cv0.conv": f"{name}.cv1.conv" for name, m in model.named_modules() if isinstance(m, SplitC2f)}
+    cells: dict[str, tuple[int, int]] = {}
+
+    def note(name: str) -> Any:
+        return lambda _m, _i, out: cells.__setitem__(name, (out.shape[2], out.shape[3]))
+
+    convs = {name: m for name, m in model.named_modules() if isinstance(m, nn.Conv2d) and ".dfl." not in name}
+    handles = [conv.register_forward_hook(note(name)) for name, conv in convs.items()]
+    with torch.no_grad():
+        model(torch.zeros(1, 3, imgsz, imgsz))
+    for handle in handles:
+        handle.remove()
+    found = []
+    for name, conv in convs.items():
+        if name in halves.values():
+            continue
+        parts = (name, halves[name]) if name in halves else (name,)
+        last = name.startswith(head) and not name.endswith(".conv")
+        shape = Shape("output" if last else "conv", conv.kernel_size[0], conv.stride[0], conv.in_channels,
+                      conv.out_channels * len(parts), *cells[name])  # fmt: skip
+        found.append(Layer(parts, shape, last))
+    return found
+
+
+def _volume(shape: Shape) -> int:
+    """Values that a layer reads, which is what had to be moved there."""
+    return shape.cin * shape.h * shape.w * shape.stride**2
+
+
+def _wholes(model: nn.Module, layers: list[Layer], imgsz: int, threads: int) -> dict[Precision, Whole]:
+    """The whole network in each precision; kept beside the tables, by its layers."""
+    folder = environment.cache_dir("layers")
+    key = digest([layer.shape for layer in layers], imgsz, threads, version())
+    path = folder / f"whole-{key[:16]}.json" if folder else None
+    if path is not None and path.is_file():
+        try:
+            known = json.loads(path.read_text())
+            return {"int8": Whole(**known["int8"]), "fp32": Whole(**known["fp32"])}
+        except (OSError, ValueError, KeyError, TypeError):
+            pass  # damaged: measured again
+    say("measuring the whole network in INT8 and FP32")
+    with tempfile.TemporaryDirectory(prefix="hawkeye-profile-") as place:
+        networks = networks_of(model, imgsz, Path(place))
+        totals = [min(runs) for runs in networks_ms(list(networks.values()), threads=threads, runs=_RUNS)]
+        found = {precision: _whole(total, network_ms(network, threads=threads, runs=_RUNS), len(model.model) - 1)
+                 for (precision, network), total in zip(networks.items(), totals, strict=True)}  # fmt: skip
+    if path is not None:
+        write_json(path, {precision: vars(whole) for precision, whole in found.items()})
+    return found
+
+
+def networks_of(model: nn.Module, imgsz: int, folder: Path) -> dict[Precision, Any]:
+    """The detector as OpenVINO models in FP32 and INT8, calibrated on noise: for timing, not for use."""
+    from hawkeye.compress.calibrate import post_training
+    from hawkeye.compress.export import read_swish, to_onnx
+
+    path = folder / "network.onnx"
+    path.write_bytes(to_onnx(yolo.fused(model), imgsz, opset=17, dynamic=False, simplify=True).SerializeToString())
+    rng = np.random.default_rng(0)
+    pictures = []
+    for number in range(_NOISE):
+        pictures.append(folder / f"{number}.png")
+        cv2.imwrite(str(pictures[-1]), rng.integers(0, 256, (imgsz // 8, imgsz // 8, 3), np.uint8))
+    with progress("INT8 for timing", _NOISE) as task:
+        int8 = post_training(read_swish(path), pictures, QuantizeConfig(), imgsz, 8, task)
+    return {"fp32": read_swish(path), "int8": int8}
+
+
+def _whole(total: float, nodes: list[Node], head: int) -> Whole:
+    sums = {"convolutions": 0.0, "moving": 0.0, "rest": 0.0}
+    trunk = tuple(f"/model.{number}/" for number in range(head))
+    for node in nodes:
+        if node.kind == "Convolution" and "/dfl/" not in node.name:
+            sums["convolutions"] += node.ms
+        elif node.name.startswith(trunk):
+            sums["moving"] += node.ms
+        else:
+            sums["rest"] += node.ms
+    return Whole(total, **sums)

@@ -1,0 +1,240 @@
+"""What layers cost: keys that cover every network, stairs and what lies between, and real kernels at a tiny size."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("ultralytics")
+pytest.importorskip("torch_pruning")
+pytest.importorskip("openvino")
+
+from hawkeye.compress import latency, latency_table, yolo  # noqa: E402
+from hawkeye.compress.allocate import units_of  # noqa: E402
+from hawkeye.compress.groups import cut_, find_groups, split_c2f_  # noqa: E402
+from hawkeye.compress.latency_table import Table, grid, measure_, wanted  # noqa: E402
+from hawkeye.compress.layer_models import Shape, layers_ms, network_ms, networks_ms  # noqa: E402
+from hawkeye.config import PruneConfig  # noqa: E402
+from hawkeye.errors import BoundsError, ConfigError  # noqa: E402
+from hawkeye.scenes import NAMES  # noqa: E402
+
+pytestmark = pytest.mark.compress
+LAYER = Shape("conv", 3, 1, 64, 80, 20, 20)
+
+
+def stairs(shape):
+    """Blocks of 16 in and out, by cells; an output layer a little less."""
+    work = -(-shape.cin // 16) * -(-shape.cout // 16) * shape.kernel**2 * shape.h * shape.w
+    return (0.9 if shape.kind == "output" else 1.0) * work * 1e-6
+
+
+@pytest.fixture
+def table():
+    made = Table("int8", 2, None)
+    made.put({shape: stairs(shape) for shape in wanted([LAYER], "int8")})
+    return made
+
+
+# --- keys -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", ["n", "s", "m"])
+@pytest.mark.parametrize("precision", ["int8", "fp32"])
+def test_every_layer_of_every_pruning_has_a_price(scale, precision):
+    """Networks built from YAML, cut to random widths: no shape is without a price, and cutting never costs more."""
+    model = yolo.build_detector([f"class {i}" for i in range(80)], scale=scale, imgsz=64).eval().requires_grad_(False)
+    split_c2f_(model)
+    groups, layers = find_groups(model), latency.layers_of(model, 64)
+    convolutions = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Conv2d)]
+    assert sorted(part for layer in layers for part in layer.parts) == sorted(n for n in convolutions if "dfl" not in n)
+    known = Table(precision, 2, None)
+    known.put({shape: stairs(shape) for shape in latency.wanted(layers, precision)})
+    whole = latency.Whole(total=10.0, convolutions=7.0, moving=2.0, rest=1.0)
+    clock = latency.Latency(model, groups, 64, known, whole, layers)
+    assert clock.ms({}) == pytest.approx(10.0)
+    for seed in range(3):
+        draw = random.Random(seed)
+        widths = {}
+        for unit in units_of(groups):
+            width = max(8, round(unit[0].width * draw.uniform(0.1, 1) / 8) * 8)
+            widths |= {group.name: min(width, group.width) for group in unit}
+        assert 1.0 < clock.ms(widths) < 10.0
+
+
+def test_a_cut_network_costs_what_its_widths_were_said_to_cost():
+    model = yolo.build_detector(NAMES, width=0.25, imgsz=64).eval().requires_grad_(False)
+    split_c2f_(model)
+    groups, layers = find_groups(model), latency.layers_of(model, 64)
+    known = Table("int8", 2, None)
+    known.put({shape: stairs(shape) for shape in latency.wanted(layers, "int8")})
+    whole = latency.Whole(total=10.0, convolutions=7.0, moving=2.0, rest=1.0)
+    widths = {group.name: max(8, group.width // 2) for unit in units_of(groups) for group in unit}
+    small = copy.deepcopy(model)
+    cut_(small, {name: list(range(width)) for name, width in widths.items()}, find_groups(small))
+    told = latency.Latency(model, groups, 64, known, whole, layers).ms(widths)
+    assert latency.Latency(small, find_groups(small), 64, known, whole, layers).ms({}) == pytest.approx(told)
+
+
+def test_measured_widths_are_multiples_of_8_where_a_block_matters_and_hold_the_whole_width():
+    assert grid(80) == (8, 16, 24, 32, 40, 48, 56, 64, 72, 80)
+    assert grid(100)[-2:] == (96, 100)
+    assert {w for w in grid(512) if w > 256} == set(range(288, 513, 32))
+    assert grid(128, "fp32") == (16, 32, 48, 64, 128)
+    few, many = wanted([LAYER], "fp32"), wanted([LAYER], "int8")
+    assert set(few) <= set(many) and len(many) == 8 * 10
+    assert {s.cout for s in wanted([LAYER], "int8", fixed=[LAYER])} == {80}
+    assert {s.cin for s in wanted([LAYER._replace(cin=3)], "int8")} == {3}
+
+
+# --- looking up -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("cin", "cout", "like"),
+    [
+        (64, 80, (64, 80)),  # measured
+        (24, 40, (24, 40)),  # measured: 24 is no 32
+        (60, 80, (64, 80)),  # padded to the next block
+        (4, 4, (16, 16)),
+    ],
+)
+def test_a_width_that_was_not_measured_costs_the_block_that_it_is_padded_to(table, cin, cout, like):
+    expected = stairs(LAYER._replace(cin=like[0], cout=like[1]))
+    assert table.ms(LAYER._replace(cin=cin, cout=cout)) == pytest.approx(expected)
+
+
+def test_between_measured_widths_costs_are_interpolated():
+    layer = LAYER._replace(cin=512, cout=16)
+    table = Table("int8", 2, None)
+    table.put({shape: stairs(shape) for shape in wanted([layer], "int8")})
+    low, high = (table.ms(layer._replace(cin=cin)) for cin in (448, 480))
+    assert table.ms(layer._replace(cin=464)) == pytest.approx((low + high) / 2)
+
+
+def test_a_layer_that_nobody_measured_is_told(table):
+    for other in (LAYER._replace(h=40, w=40), LAYER._replace(cout=160)):
+        with pytest.raises(ConfigError, match="hawkeye profile"):
+            table.ms(other)
+
+
+# --- measuring and keeping --------------------------------------------------------------------------------------------
+
+
+def test_a_killed_measurement_goes_on_and_damage_is_measured_again(tmp_path, monkeypatch):
+    asked = []
+
+    def fake(shapes, precision, *, threads, runs):
+        asked.extend(shapes)
+        return {shape: stairs(shape) for shape in shapes}
+
+    monkeypatch.setattr(latency_table, "layers_ms", fake)
+    shapes = wanted([LAYER], "int8")
+    first = [shape for shape in shapes if shape.cin <= 32]
+    assert measure_(Table("int8", 2, tmp_path), first) == len(first)
+    again = Table("int8", 2, tmp_path)
+    assert measure_(again, shapes) == len(shapes) - len(first)
+    assert sorted(asked) == shapes  # nothing twice
+    assert Table("int8", 2, tmp_path).sha256 == again.sha256
+    assert len(Table("int8", 1, tmp_path)) == len(Table("fp32", 2, tmp_path)) == 0  # other threads, other precision
+    content = json.loads(again.path.read_text())
+    for damaged in (again.path.read_text()[:100], json.dumps({**content, "cpu": "another"}), "[]"):
+        again.path.write_text(damaged)
+        assert len(Table("int8", 2, tmp_path)) == 0
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp32"])
+def test_real_kernels_are_told_apart(precision):
+    """Layers that share a model: each has a cost, and sixteen times the work takes longer."""
+    shapes = [Shape("conv", 3, 1, 64, cout, 40, 40) for cout in (16, 256)] + [Shape("output", 3, 1, 64, 80, 40, 40)]
+    found = layers_ms(shapes, precision, threads=1, runs=5)
+    assert set(found) == set(shapes)
+    assert found[shapes[0]] < found[shapes[1]]
+
+
+def test_int8_layers_run_in_int8():
+    from hawkeye.compress.layer_models import _model
+
+    nodes = network_ms(_model([LAYER], "int8"), threads=1, runs=1)
+    kernels = [node.kernel for node in nodes if node.kind == "Convolution"]
+    assert len(kernels) == 1 and kernels[0].endswith("I8")
+
+
+@pytest.mark.slow
+def test_a_small_network_is_profiled_as_a_whole():
+    model = yolo.build_detector(NAMES, width=0.0625, imgsz=64).eval().requires_grad_(False)
+    made = latency.profile(model, 64, threads=1, precisions=("int8",), runs=2)
+    assert made.measured == len(made.tables["int8"]) == len(latency.wanted(made.layers, "int8"))
+    whole = made.wholes["int8"]
+    assert min(whole.total, whole.convolutions, whole.moving, whole.rest) > 0
+    split = copy.deepcopy(model)
+    split_c2f_(split)
+    clock = made.of(split, find_groups(split))
+    assert clock.ms({}) == pytest.approx(whole.total)
+    assert made.wholes["fp32"].total > 0
+
+
+def test_networks_take_turns():
+    from hawkeye.compress.layer_models import _model
+
+    small, large = (_model([LAYER._replace(cout=cout)], "fp32") for cout in (8, 512))
+    times = networks_ms([small, large], threads=1, runs=4)
+    assert [len(runs) for runs in times] == [4, 4] and min(times[0]) < min(times[1])
+
+
+# --- pruning by it ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_profile(monkeypatch):
+    """Pruning measures nothing: every layer costs its stairs."""
+    from hawkeye.compress import prune
+
+    def profile(model, imgsz, *, threads, precisions):
+        split = copy.deepcopy(model)
+        split_c2f_(split)
+        layers = latency.layers_of(split, imgsz)
+        known = Table("int8", 2, None)
+        known.put({shape: stairs(shape) for shape in latency.wanted(layers, "int8")})
+        wholes = {"int8": latency.Whole(10.0, 7.0, 2.0, 1.0), "fp32": latency.Whole(25.0, 20.0, 4.0, 1.0)}
+        return latency.Profile(imgsz, layers, {"int8": known}, wholes, 0)
+
+    monkeypatch.setattr(prune, "profile", profile)
+    return prune.prune
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory):
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("detector") / "small.pt"
+    yolo.save_checkpoint(path, yolo.build_detector(NAMES, width=0.25, imgsz=64).eval(), names=NAMES)
+    return path
+
+
+LIFTED = {"flops": 1.0, "params": 1.0, "samples": 8, "rounds": 2, "imgsz": 64}
+
+
+@pytest.mark.parametrize(
+    ("method", "kept", "of"),
+    [("l1", 0.7, "int8"), ("l1", 0.24, "fp32"), pytest.param("obs", 0.8, "int8", marks=pytest.mark.slow)],
+)
+def test_latency_alone_is_a_bound_that_pruning_keeps(small_profile, detector, drawn, tmp_path, method, kept, of):
+    config = PruneConfig(data=drawn, method=method, latency=kept, latency_of=of, **LIFTED)
+    made = small_profile(detector, config, out=tmp_path / "out")
+    told = made.details["latency"]
+    assert 0.85 * kept < told["kept"] <= kept
+    assert (told["of"], told["original_ms"]) == (of, 10.0 if of == "int8" else 25.0)
+    again = small_profile(detector, config, out=tmp_path / "again")
+    assert again.details["groups"] == made.details["groups"]
+
+
+@pytest.mark.parametrize(
+    ("kept", "words"), [(0.02, "at least --latency"), (1.04, "--skip prune"), (1.0, "leaves nothing to prune")]
+)
+def test_a_latency_that_cannot_be_met_is_told_with_the_nearest(small_profile, detector, drawn, tmp_path, kept, words):
+    config = PruneConfig(data=drawn, latency=kept, latency_of="int8", **LIFTED)
+    with pytest.raises(BoundsError, match=words):
+        small_profile(detector, config, out=tmp_path / "out")
