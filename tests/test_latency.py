@@ -163,6 +163,25 @@ def test_int8_layers_run_in_int8():
     assert len(kernels) == 1 and kernels[0].endswith("I8")
 
 
+def test_a_profile_tells_which_widths_do_not_pay():
+    from hawkeye.tables import as_json
+
+    def price(shape):  # 24 channels cost more than 32
+        return stairs(shape) * (2.5 if shape.cout == 24 else 1)
+
+    model = yolo.build_detector(NAMES, width=0.25, imgsz=64).eval().requires_grad_(False)
+    split_c2f_(model)
+    layers = latency.layers_of(model, 64)
+    known = Table("int8", 2, None)
+    known.put({shape: price(shape) for shape in latency.wanted(layers, "int8")})
+    wholes = {"int8": latency.Whole(10.0, 7.0, 2.0, 1.0), "fp32": latency.Whole(25.0, 20.0, 4.0, 1.0)}
+    told = latency.summary(latency.Profile(64, layers, {"int8": known}, wholes, 5))
+    rows = {row["layer"]: row for row in told["layers"]}
+    assert 24 in rows["model.3.conv"]["poor_widths"] and 32 not in rows["model.3.conv"]["poor_widths"]
+    assert rows["model.22.cv2.0.2"]["poor_widths"] == []  # its outputs stay
+    assert told["network"]["fp32"]["total"] == 25.0 and "model.3.conv" in as_json(told)
+
+
 @pytest.mark.slow
 def test_a_small_network_is_profiled_as_a_whole():
     model = yolo.build_detector(NAMES, width=0.0625, imgsz=64).eval().requires_grad_(False)

@@ -31,6 +31,7 @@ COMMANDS = {
     "optimize": ("hawkeye.commands:optimize", "Compress a detector and prove it: all stages, one report."),
     "demo": ("hawkeye.commands:demo", "See it all, offline: draw data, train, compress, report."),
     "inspect": ("hawkeye.commands:inspect", "Layers, sizes and coupled channels of a checkpoint."),
+    "profile": ("hawkeye.latency_commands:profile", "What each layer costs on this CPU, by its widths."),
     "prune": ("hawkeye.stage_commands:prune", "Remove channels."),
     "recover": ("hawkeye.stage_commands:recover", "Win back accuracy by distillation from the original."),
     "export": ("hawkeye.stage_commands:export", "Write ONNX and OpenVINO, compared with PyTorch."),

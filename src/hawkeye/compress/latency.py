@@ -238,3 +238,26 @@ def _whole(total: float, nodes: list[Node], head: int) -> Whole:
         else:
             sums["rest"] += node.ms
     return Whole(total, **sums)
+
+
+def summary(made: Profile) -> dict[str, Any]:
+    """What a profile tells, JSON-ready: the whole network, its layers, and output widths that do not pay."""
+    table = made.tables["int8"]
+    layers = []
+    for layer in made.layers:
+        shape = layer.shape
+        # A wider layer that takes no longer makes a width pointless.
+        costs = {cout: table.ms(shape._replace(cout=cout)) for cout in latency_table.grid(shape.cout)}
+        poor = [] if layer.fixed else [
+            cout for cout, ms in costs.items() if any(costs[wider] <= ms for wider in costs if wider > cout)
+        ]  # fmt: skip
+        row = {"layer": layer.parts[0], "kind": f"{shape.kernel}x{shape.kernel}/{shape.stride}",
+               "cells": f"{shape.h}x{shape.w}", "cin": shape.cin, "cout": shape.cout}  # fmt: skip
+        row |= {f"{name}_ms": known.ms(shape) for name, known in made.tables.items()}
+        layers.append({**row, "poor_widths": poor})
+    return {
+        "imgsz": made.imgsz, "threads": table.threads, "cpu": environment.cpu_model(), "openvino": version(),
+        "measured_now": made.measured, "tables": {name: str(t.path or "") for name, t in made.tables.items()},
+        "table_sha256": made.sha256, "network": {name: vars(whole) for name, whole in made.wholes.items()},
+        "layers": layers,
+    }  # fmt: skip
