@@ -71,9 +71,12 @@ def test_a_line_is_drawn_with_the_mouse_and_counts(browser: Browser, service: Se
     counted = rf"{rule.name}\s+[1-9]\d*\s+\d+"
     browser.until(lambda: re.search(counted, browser.text(".hk-source .hk-beside")))
 
-    # Moved with the mouse: its first point goes to the right.
+    # Moved with the mouse, its first point to the right; that another source comes meanwhile disturbs nobody.
     browser.click(".hk-source button", "Draw")
-    time.sleep(0.4)
+    service.add_source(SourceSpec(address="roll.mp4", name="other"))
+    browser.until(lambda: browser.all("[data-source=other]"))
+    service.remove_source("other")
+    browser.until(lambda: not browser.all("[data-source=other]"))
     browser.drag(EDITOR, (rule.points[0][0], rule.points[0][1]), (0.7, 0.1))
     browser.until(lambda: abs(service.rules("roll")[0].points[0][0] - 0.7) < 0.03)
 

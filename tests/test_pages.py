@@ -322,6 +322,15 @@ def test_tables_escape():
     assert "<script>" not in table_html(("<script>",), (("<script>",),))
 
 
-def test_figures_of_a_row_are_flat():
-    figures = dict(row_figures({"name": "x", "params": 3_000_000, "map": {"50": 0.5512}, "passed": True, "none": None}))
-    assert figures == {"params": "3,000,000", "map 50": "0.5512", "passed": "True"}
+def test_figures_of_a_row_of_a_report():
+    row = {
+        "name": "pruned+int8", "params": 2_150_000, "gflops": None, "map50": 0.4921, "map50_drop": 9.43,
+        "map50_drop_ci95": [5.81, 11.44], "file_bytes": {"openvino": 3_000_000}, "speedup": {"openvino-int8": 3.36},
+        "latency_ms": {"onnxruntime": {"p50": 40.0}, "openvino-int8": {"p50": 17.84}},
+    }  # fmt: skip
+    figures = dict(row_figures(Texts("en"), row))
+    assert figures == {
+        "Parameters": "2.15 M", "mAP@0.5": "0.492", "mAP@0.5 lost, points [95 %]": "9.4 [5.8, 11.4]",
+        "OpenVINO file": "3.0 MB", "OpenVINO, median": "17.8 ms", "Times as fast as the original": "3.36",
+    }  # fmt: skip
+    assert row_figures(Texts("zh"), {"params": None, "latency_ms": "nonsense", "speedup": []}) == []

@@ -237,7 +237,12 @@ TEXTS: Mapping[str, tuple[str, str]] = {
     "models.precision": ("Precision as compiled", "编译后的精度"),
     "models.precision.unknown": ("known once it is loaded", "加载后可知"),
     "models.created": ("Made", "生成时间"),
-    "models.row": ("Its row of the table", "表中的这一行"),
+    "models.row": ("As its run measured it", "任务中的测量结果"),
+    "row.params": ("Parameters", "参数量"),
+    "row.drop": ("mAP@0.5 lost, points [95 %]", "mAP@0.5 下降，百分点 [95%]"),
+    "row.size": ("OpenVINO file", "OpenVINO 文件"),
+    "row.latency": ("OpenVINO, median", "OpenVINO 延迟中位数"),
+    "row.speedup": ("Times as fast as the original", "相对原始模型的倍速"),
     "models.row.none": ("Its run has no figures for it.", "所属任务没有它的数据。"),
     "models.serve": ("Serve this", "换用"),
     "models.serve.sure": (

@@ -50,7 +50,7 @@ class Bench:
             multiple=True, auto_upload=True,
             max_file_size=site.service.config.max_body_bytes - _AROUND_BYTES,
             on_upload=self._take,
-            on_rejected=lambda: ui.notify(t("detect.rejected", mb=megabytes), type="warning"),
+            on_rejected=lambda: site.say(t("detect.rejected", mb=megabytes), "warning"),
         )  # fmt: skip
         upload.props(f'accept="{_ACCEPT}" flat bordered hide-upload-btn').classes("hk-drop")
         words = {"drop": t("detect.drop"), "choose": t("detect.choose"),

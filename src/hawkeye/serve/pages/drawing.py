@@ -21,14 +21,14 @@ _MIDDLE: dict[str, Points] = {
 def edit_rules(site: Site, source: str) -> None:
     """Open the dialog."""
     t = site.t
-    with ui.dialog().props("maximized") as dialog, ui.element("div").classes("hk-dialog wide"):
+    with site.dialog() as dialog, ui.element("div").classes("hk-dialog wide"):
         with ui.element("div").classes("hk-row").style("margin-bottom: 12px"):
             heading(t("live.edit.of", name=source))
             ui.button(icon="close", on_click=dialog.close).props(f'flat dense round aria-label="{t("close")}"').classes(
                 "hk-grow"
             )
         Editor(site, source)
-    dialog.on("hide", dialog.delete)
+    dialog.props("maximized").on("hide", dialog.delete)
     dialog.open()
 
 
@@ -144,13 +144,13 @@ class Editor:
         try:
             done, _ = await self.site.attempt("operator", work, source=source)
         except ValueError as error:  # pydantic's, such as a name that is too long
-            ui.notify(str(error), type="negative", multi_line=True)
+            self.site.say(str(error), "negative")
             done = False
         self.chosen = values["name"] if done else self.chosen
         self.shown_rules = None
         self.refresh()
         if done and not quiet:
-            ui.notify(self.site.t("draw.saved", name=values["name"]), type="positive")
+            self.site.say(self.site.t("draw.saved", name=values["name"]), "positive")
         return done
 
     async def _delete(self, name: str) -> None:
@@ -160,7 +160,7 @@ class Editor:
         if done:
             self.chosen = None
             self.refresh()
-            ui.notify(self.site.t("draw.deleted", name=name))
+            self.site.say(self.site.t("draw.deleted", name=name))
 
     def _show_panel(self, info: SourceInfo) -> None:
         t, rules = self.site.t, info.rules

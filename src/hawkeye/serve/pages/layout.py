@@ -7,7 +7,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any, Literal
@@ -39,13 +39,14 @@ class Site:
         service: what the pages show.
         t: texts in the visitor's language.
         who: asks again at every use, so that a token that was taken back ends with the next click; None then.
+        overlay: where dialogs are put, so that they outlive what they were opened from.
     """
 
     service: Service
     t: Texts
     who: Callable[[], Principal | None]
     theme: str = "auto"
-    dialogs: list[Element] = field(default_factory=list)
+    overlay: Element | None = None
 
     def may(self, role: Role) -> bool:
         """Whether the visitor has this role or a higher one."""
@@ -60,6 +61,22 @@ class Site:
     def sources(self) -> list[SourceInfo]:
         """The sources that the visitor may see."""
         return [info for info in self.service.sources() if self.sees(info.name)]
+
+    def say(self, text: str, kind: Literal["info", "positive", "warning", "negative"] = "info") -> None:
+        """Tell something in passing; what is wrong stays for longer."""
+        assert self.overlay is not None
+        bad = kind == "negative"
+        with self.overlay:  # the button that was pressed may be gone by now
+            ui.notify(
+                text, type=kind, multi_line=bad, timeout=12_000 if bad else 5_000, close_button="✕" if bad else False
+            )
+
+    @contextmanager
+    def dialog(self) -> Iterator[ui.dialog]:
+        """A dialog to be filled, opened, and deleted when it is hidden."""
+        assert self.overlay is not None
+        with self.overlay, ui.dialog() as dialog:
+            yield dialog
 
     def every(self, seconds: float, refresh: Callable[[], Any]) -> None:
         """Refresh the page now and again, for as long as the visitor may see it."""
@@ -81,14 +98,12 @@ class Site:
             source: whose it is, if it is a source's.
         """
         if not self.may(role) or (source is not None and not self.sees(source)):
-            ui.notify(self.t("denied"), type="negative")
+            self.say(self.t("denied"), "negative")
             return False, None
         try:
             return True, await run.io_bound(work)
         except HawkeyeError as error:
-            ui.notify(
-                f"{self.t('failed')}: {error}", type="negative", multi_line=True, timeout=12_000, close_button="✕"
-            )
+            self.say(f"{self.t('failed')}: {error}", "negative")
             return False, None
 
 
@@ -133,7 +148,8 @@ def frame(site: Site, active: str) -> Iterator[None]:
                 ui.button(icon="logout").props(f'flat dense round aria-label="{escape(words)}"').tooltip(words).on(
                     "click", js_handler=_SIGN_OUT
                 )
-    with ui.element("main").classes("hk-main") as main:
+    main, site.overlay = ui.element("main").classes("hk-main"), ui.element("div")
+    with main:
         yield
     ui.skip_link(t("skip"), target=main)
 
@@ -213,7 +229,7 @@ def set_html(place: ui.html, content: str) -> None:
 
 async def sure(site: Site, text: str, yes: str) -> bool:
     """Ask before something that cannot be undone."""
-    with ui.dialog() as dialog, ui.element("div").classes("hk-dialog"):
+    with site.dialog() as dialog, ui.element("div").classes("hk-dialog"):
         ui.label(text)
         with ui.element("div").classes("hk-row").style("margin-top: 14px"):
             ui.button(site.t("cancel"), on_click=lambda: dialog.submit(False)).props("flat no-caps").classes("hk-grow")

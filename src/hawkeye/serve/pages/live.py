@@ -41,33 +41,28 @@ def build(site: Site) -> None:
 
 
 class Wall:
-    """All cards; rebuilt when sources come or go, else only what has changed is sent."""
+    """All cards; they come and go with their sources, and only what has changed is sent."""
 
     def __init__(self, site: Site) -> None:
         self.site = site
-        self.place = ui.element("div")
+        with ui.element("div") as self.nothing:
+            empty(site.t("live.none"), site.t("live.none.how"))
+        self.place = ui.element("div").classes("hk-wall hk-sources")
         self.cards: dict[str, Card] = {}
         self.round = 0
 
     def show(self) -> None:
         """Bring the cards up to what there is."""
-        infos = self.site.sources()
-        if list(self.cards) != [info.name for info in infos] or not self.place.default_slot.children:
-            self._build(infos)
-        for info in infos:
-            self.cards[info.name].show(info)
-
-    def _build(self, infos: list[SourceInfo]) -> None:
-        self.place.clear()
-        self.cards = {}
-        with self.place:
-            if not infos:
-                empty(self.site.t("live.none"), self.site.t("live.none.how"))
-                return
-            with ui.element("div").classes("hk-wall hk-sources"):
-                for info in infos:
-                    self.cards[info.name] = Card(self.site, info)
-        self.round = 0
+        infos = {info.name: info for info in self.site.sources()}
+        for name in [name for name in self.cards if name not in infos]:
+            self.cards.pop(name).box.delete()
+        for name, info in infos.items():
+            if name not in self.cards:
+                with self.place:
+                    self.cards[name] = Card(self.site, info)
+                self.round = 0  # its last hour is to be read
+            self.cards[name].show(info)
+        self.nothing.set_visibility(not infos)
 
     async def refresh(self) -> None:
         """Once a second."""
@@ -87,7 +82,8 @@ class Card:
     def __init__(self, site: Site, info: SourceInfo) -> None:
         t, self.site, self.name = site.t, site, info.name
         self.hour: dict[str, int] = {}
-        with ui.element("section").classes("hk-card hk-source").props(f'data-source="{info.name}"'):
+        self.box = ui.element("section").classes("hk-card hk-source").props(f'data-source="{info.name}"')
+        with self.box:
             with ui.element("div").classes("hk-row").style("margin-bottom: 8px"):
                 heading(info.name)
                 self.state = chip("")
@@ -143,7 +139,7 @@ class Card:
                 "operator", lambda: self.site.service.remove_source(self.name), source=self.name
             )
             if done:
-                ui.notify(t("live.removed", name=self.name))
+                self.site.say(t("live.removed", name=self.name))
 
 
 def _totals(site: Site, info: SourceInfo) -> str:
@@ -167,7 +163,7 @@ def _totals(site: Site, info: SourceInfo) -> str:
 def add_source(site: Site) -> None:
     """The dialog that tests and adds a source."""
     t = site.t
-    with ui.dialog() as dialog, ui.element("div").classes("hk-dialog hk-form"):
+    with site.dialog() as dialog, ui.element("div").classes("hk-dialog hk-form"):
         heading(t("live.add"))
         address = ui.input(t("live.address")).props(
             f'outlined autofocus autocomplete=off hint="{t("live.address.hint")}"'
@@ -178,14 +174,14 @@ def add_source(site: Site) -> None:
 
         def spec() -> SourceSpec | None:
             if not (address.value or "").strip():
-                ui.notify(t("live.address.empty"), type="warning")
+                site.say(t("live.address.empty"), "warning")
                 return None
             try:
                 return SourceSpec(
                     address=address.value.strip(), name=(name.value or "").strip() or None, loop=loop.value
                 )
             except ValueError:
-                ui.notify(t("live.name.hint"), type="warning")
+                site.say(t("live.name.hint"), "warning")
                 return None
 
         def busy(text: str) -> None:
@@ -211,7 +207,7 @@ def add_source(site: Site) -> None:
                 return
             principal = site.who()
             if principal is not None and principal.sources is not None and wanted.name not in principal.sources:
-                ui.notify(t("live.add.held", names=", ".join(principal.sources)), type="warning")
+                site.say(t("live.add.held", names=", ".join(principal.sources)), "warning")
                 return
             busy(t("live.adding"))
             buttons_enabled(False)
@@ -219,7 +215,7 @@ def add_source(site: Site) -> None:
             buttons_enabled(True)
             result.clear()
             if done:
-                ui.notify(t("live.added", name=answer.name), type="positive")
+                site.say(t("live.added", name=answer.name), "positive")
                 dialog.close()
 
         with ui.element("div").classes("hk-row"):

@@ -9,6 +9,7 @@ from typing import Any
 from nicegui import run, ui
 
 from hawkeye.errors import HawkeyeError
+from hawkeye.serve.language import Texts
 from hawkeye.serve.pages.layout import (
     Site,
     card,
@@ -98,10 +99,10 @@ class Models:
                 (t("models.precision"), model.precision or t("models.precision.unknown")),
                 (t("models.created"), (model.created or "–")[:16].replace("T", " ")),
             ]
-            table(table_html(("",), (), left=(0, 1)) if not facts else table_html(("", ""), facts))
+            table(table_html(("", ""), facts))
             if model.row:
                 heading(t("models.row"), 3)
-                table(table_html(("", ""), row_figures(model.row)))
+                table(table_html(("", ""), row_figures(t, model.row)))
             else:
                 ui.label(t("models.row.none")).classes("hk-soft").style("margin-top: 8px")
             if model.why_not:
@@ -129,7 +130,7 @@ class Models:
         done, model = await self.site.attempt("admin", work)
         self.busy.set_visibility(False)
         if done:
-            ui.notify(self.site.t("models.switched", name=model.id), type="positive")
+            self.site.say(self.site.t("models.switched", name=model.id), "positive")
         await self.refresh()
 
     # -- A/B ----------------------------------------------------------------------------------------------------------
@@ -138,7 +139,7 @@ class Models:
         t, service = self.site.t, self.site.service
         model, every = self.candidate.value, int(self.every.value or 10)
         if not model:
-            ui.notify(t("ab.choose"), type="warning")
+            self.site.say(t("ab.choose"), "warning")
             return
         set_text(self.busy_text, t("ab.starting", name=model))
         self.busy.set_visibility(True)
@@ -173,19 +174,29 @@ class Models:
         set_html(self.ab, table_html(("", found.served, found.candidate), rows))
 
 
-def row_figures(row: dict[str, Any]) -> list[tuple[str, str]]:
-    """The figures of a row of report.json, flat; words and figures only."""
-    figures: list[tuple[str, str]] = []
+def row_figures(t: Texts, row: dict[str, Any]) -> list[tuple[str, str]]:
+    """What a reader looks for first in a row of report.json (docs/report-schema.md); what is not there is left out."""
+    # The runtime that serves it: an INT8 row has the first, a float row the second.
+    runtime = next((name for name in ("openvino-int8", "openvino-f32") if _at(row, "latency_ms", name, "p50")), "")
+    params, map50, drop = _at(row, "params"), _at(row, "map50"), _at(row, "map50_drop")
+    interval = row.get("map50_drop_ci95")
+    spread = f" [{interval[0]:.1f}, {interval[1]:.1f}]" if isinstance(interval, list) and len(interval) == 2 else ""
+    size = _at(row, "file_bytes", "openvino")
+    figures = (
+        (t("row.params"), params and f"{params / 1e6:.2f} M"),
+        ("GFLOPs", (gflops := _at(row, "gflops")) and f"{gflops:.2f}"),
+        ("mAP@0.5", map50 and f"{map50:.3f}"),
+        ("mAP@0.5:0.95", (both := _at(row, "map50_95")) and f"{both:.3f}"),
+        (t("row.drop"), None if drop is None or row.get("name") == "original" else f"{drop:.1f}{spread}"),
+        (t("row.size"), size and megabytes(size)),
+        (t("row.latency"), (ms := _at(row, "latency_ms", runtime, "p50")) and f"{ms:.1f} ms"),
+        (t("row.speedup"), (times := _at(row, "speedup", runtime)) and f"{times:.2f}"),
+    )
+    return [(name, text) for name, text in figures if isinstance(text, str)]
 
-    def add(name: str, value: Any) -> None:
-        if isinstance(value, dict):
-            for key, inner in value.items():
-                add(f"{name} {key}".strip(), inner)
-        elif isinstance(value, bool):
-            figures.append((name, str(value)))
-        elif isinstance(value, int | float):
-            digits = 0 if isinstance(value, int) else 4 if abs(value) < 1 else 2
-            figures.append((name, f"{value:,.{digits}f}"))
 
-    add("", row)
-    return figures[:30]
+def _at(row: Any, *keys: str) -> float | None:
+    """A figure deep in a report; None where there is none."""
+    for key in keys:
+        row = row.get(key) if isinstance(row, dict) else None
+    return float(row) if isinstance(row, int | float) and not isinstance(row, bool) else None
