@@ -465,3 +465,39 @@ def test_demo_keeps_what_is_finished_and_uses_the_users_own(project: Any, tmp_pa
 
 def test_the_plan_names_every_stage() -> None:
     assert set(STAGES) < {*Stages.__dataclass_fields__}
+
+
+@pytest.mark.parametrize(
+    ("forecast", "floor", "stops"),
+    [
+        ({"before": 0.5, "after": 0.01}, 0.05, True),
+        ({"before": 0.5, "after": 0.03}, 0.05, False),
+        ({"before": 0.5, "after": 0.0}, 0.0, False),  # as asked
+        ({"before": 0.0, "after": 0.0}, 0.05, False),  # the original finds nothing: nothing is known
+        ({"before": None, "after": None}, 0.05, False),
+    ],
+)
+def test_a_hopeless_forecast_ends_the_run_before_training(
+    project: Any, tmp_path: Path, forecast: Any, floor: float, stops: bool
+) -> None:
+    bench, recipe = Bench(), project()
+    recipe = recipe.with_(prune=recipe.prune.with_(floor=floor))
+    known = {"forecast": forecast, "flops_kept": 0.4, "params_kept": 0.5}
+    stages = bench.stages()
+    pruned = stages.prune
+
+    def prune(*arguments: Any, **options: Any) -> Artifact:
+        made = pruned(*arguments, **options)
+        told = made.model_copy(update={"details": known})
+        told._root = made.root
+        return told
+
+    stages = replace(stages, prune=prune)
+    if not stops:
+        assert optimize(recipe, out=tmp_path / "run", until="recover", stages=stages).finished is False
+        assert "recover pruned" in bench.worked
+        return
+    with pytest.raises(BoundsError, match=r"hopeless(.|\n)*--flops 0.70 --params 0.75"):
+        optimize(recipe, out=tmp_path / "run", stages=stages)
+    assert "recover pruned" not in bench.worked
+    optimize(recipe, out=tmp_path / "run", skip=["recover"], stages=stages)  # nothing is trained, so nothing is lost

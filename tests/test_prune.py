@@ -16,8 +16,9 @@ from torch import nn  # noqa: E402
 
 from hawkeye.compress import yolo  # noqa: E402
 from hawkeye.compress.allocate import Cost, units_of  # noqa: E402
+from hawkeye.compress.forecast import forecast  # noqa: E402
 from hawkeye.compress.groups import SplitC2f, cut_, find_groups, merge_c2f_, split_c2f_  # noqa: E402
-from hawkeye.compress.prune import load_batches, prune  # noqa: E402
+from hawkeye.compress.prune import load_batches, prune, verify  # noqa: E402
 from hawkeye.config import PruneConfig  # noqa: E402
 from hawkeye.data import list_images  # noqa: E402
 from hawkeye.errors import BoundsError, DataError  # noqa: E402
@@ -251,6 +252,48 @@ def test_result_loads_and_predicts_in_stock_yolo(obs, drawn):
     assert {type(m).__name__ for m in stock.model.modules()}.isdisjoint({"SplitC2f"})
     picture = list_images(drawn.parent / "images" / "val")[0]
     assert len(stock.predict(picture, imgsz=SIZE, conf=0.0001, verbose=False)[0].boxes) > 0
+
+
+def test_the_forecast_is_the_drop_on_held_out_pictures(obs):
+    told = obs.details["forecast"]
+    assert (told["judge"], told["pictures"]) == ("labels", 3)
+    assert 0 <= told["before"] <= 1 and 0 <= told["after"] <= 1
+
+
+class Seer(nn.Module):
+    """Finds one box of class 0 in every picture, as surely as it is told."""
+
+    def __init__(self, score):
+        super().__init__()
+        self.score = nn.Parameter(torch.tensor(score), requires_grad=False)
+
+    def forward(self, x):
+        raw = torch.zeros(len(x), 4 + len(NAMES), 2)
+        raw[:, :4, 0] = torch.tensor([40.0, 40.0, 20.0, 20.0])
+        raw[:, 4, 0] = self.score
+        return raw
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [((0.9, 0.9), (1.0, 1.0)), ((0.9, 0.0), (1.0, 0.0)), ((0.1, 0.1), (None, None))],
+)
+def test_without_labels_the_original_is_the_judge(obs, drawn, monkeypatch, scores, expected):
+    monkeypatch.setattr(yolo, "fused", lambda model: model)
+    told = forecast(*map(Seer, scores), obs.spec, PruneConfig(images=drawn.parent / "images" / "val", imgsz=SIZE))
+    assert (told["judge"], told["before"], told["after"]) == ("original", *map(pytest.approx, expected))
+
+
+def test_widths_that_do_not_fit_are_found_out(split):
+    groups = find_groups(split)
+    channels = {group.name: torch.arange(group.width) for group in groups}
+    verify(split, groups, channels, SIZE)
+    shortcut = next(group for group in groups if len(group.producers) > 1)
+    with pytest.raises(AssertionError, match="was to keep"):
+        verify(split, groups, {**channels, shortcut.name: torch.arange(shortcut.width - 1)}, SIZE)
+    split.get_submodule(shortcut.producers[1]).out_channels -= 1  # one side of the sum
+    with pytest.raises(AssertionError, match=shortcut.name):
+        verify(split, groups, channels, SIZE)
 
 
 def test_kept_features_say_which_channels_of_the_original_each_block_gives(obs):

@@ -89,6 +89,9 @@ class PruneConfig(StageConfig):
     rounds: Annotated[int, Field(ge=1, le=16)] = 4
     """Small steps in which obs reaches the bounds; everything is measured again after each."""
 
+    floor: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Share of its accuracy that a pruned network must have left for training to begin; 0 trains whatever is left."""
+
     def useless(self) -> list[tuple[str, float]]:
         """Options whose bound leaves nothing to prune; a bound on latency may stand alone."""
         if self.latency is not None:

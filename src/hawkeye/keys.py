@@ -35,7 +35,7 @@ def prune(base_sha256: str, config: PruneConfig) -> tuple[list[Path], str]:
         raise DataError("taylor needs labels", got="--images only", expected="--data", mend="use --method obs")
     pictures = sample(labelled + unlabelled if config.method == "obs" else labelled or unlabelled,
                       config.samples, config.seed)  # fmt: skip
-    without = ("device",) if config.latency is not None else ("device", "latency", "latency_of", "threads")
+    without = ("device", "floor", *(() if config.latency is not None else ("latency", "latency_of", "threads")))
     return pictures, digest("prune", base_sha256, settings(config, *without), content_digest(pictures), __version__)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from hawkeye import __version__, environment
 from hawkeye.artifact import Artifact, storage_errors, write_bytes
 from hawkeye.compare import LATENCY
-from hawkeye.config import Recipe
+from hawkeye.config import PruneConfig, Recipe
 from hawkeye.data import Dataset, check_labels, list_images, load_dataset, read_image, readable, sample
 from hawkeye.errors import BoundsError, CheckpointError, ConfigError, DataError, HawkeyeError
 from hawkeye.gates import gates_passed, target
@@ -196,6 +196,26 @@ def check_bounds(recipe: Recipe) -> None:
                           mend="--skip prune compresses by INT8 alone")  # fmt: skip
 
 
+def check_forecast(pruned: Artifact, config: PruneConfig) -> None:
+    """Hours of training are not begun on a network that has lost nearly everything.
+
+    Raises:
+        BoundsError: what is left is below `floor`.
+    """
+    told = pruned.details.get("forecast") or {}
+    before, after = told.get("before"), told.get("after")
+    if not before or after >= config.floor * before:  # where the original finds nothing, nothing can be told
+        return
+    flops, params = ((1 + pruned.details[f"{name}_kept"]) / 2 for name in ("flops", "params"))
+    advice = f"prune less, such as --flops {flops:.2f} --params {params:.2f}"
+    if config.method != "obs":
+        advice += ", or --method obs, which compensates for what it removes"
+    raise BoundsError("the forecast is hopeless: pruning has left hardly anything to recover",
+                      got=f"mAP@0.5 {after:.3f} of {before:.3f} on held-out training pictures, before training",
+                      expected=f"at least {config.floor:.0%} of it",
+                      mend=f"{advice}; prune.floor = 0 in a recipe trains anyway")  # fmt: skip
+
+
 def check_data(recipe: Recipe) -> Dataset | None:
     """Read everything that will be needed of the data; None without labels.
 
@@ -263,6 +283,8 @@ class _Job:
     def prune(self) -> None:
         config = self.recipe.stage(self.recipe.prune)
         self.made["pruned"] = self.stages.prune(self.made["original"], config, out=self.run.prune)
+        if "recover" in self.plan:
+            check_forecast(self.made["pruned"], config)
 
     def recover(self) -> None:
         self.made["pruned"] = self.stages.recover(

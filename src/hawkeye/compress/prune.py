@@ -17,6 +17,7 @@ from hawkeye import artifact, keys
 from hawkeye.artifact import Artifact
 from hawkeye.compress import yolo
 from hawkeye.compress.allocate import Cost, LatencyBound, Scorer, allocate, check_reachable, units_of
+from hawkeye.compress.forecast import forecast, tell
 from hawkeye.compress.groups import Group, cut_, find_groups, merge_c2f_, split_c2f_
 from hawkeye.compress.latency import profile
 from hawkeye.compress.saliency import ObsScorer, StaticScorer, collect
@@ -81,7 +82,7 @@ def prune(source: Artifact | Path, config: PruneConfig, *, out: Path) -> Artifac
         for name, index in keep.items():
             channels[name] = channels[name][index]
         groups = find_groups(model)
-    _verify(model, imgsz)
+    verify(model, groups, channels, imgsz)
     timed = clocks.found(model, groups) if clocks else {}
     widths = _widths(checkpoint.model, groups, channels)
     kept = _features(model, groups, channels)
@@ -94,13 +95,16 @@ def prune(source: Artifact | Path, config: PruneConfig, *, out: Path) -> Artifac
     if timed:
         say(f"by the table of this CPU it takes {timed['predicted_ms']:.2f} ms in INT8, {timed['kept']:.3f} of the "
             f"original's {timed['original_ms']:.2f} ms in {timed['of'].upper()}")  # fmt: skip
+    spec = base.spec.model_copy(update={"imgsz": imgsz})
+    told = forecast(checkpoint.model, model, spec, config)
+    tell(told, params=fractions["params_kept"], flops=fractions["flops_kept"], timed=timed)
     return Artifact.create(
         out, {"pytorch": target}, started=started, name="pruned", stage="prune",
-        spec=base.spec.model_copy(update={"imgsz": imgsz}), params=reached[0], macs=reached[1],
+        spec=spec, params=reached[0], macs=reached[1],
         parent_sha256=base.sha256, key=key, config=config.model_dump(mode="json"), seed=config.seed,
         details={**fractions, "widths": widths, "kept_features": kept, "pictures": len(pictures),
                  "groups": {name: len(index) for name, index in channels.items()},
-                 **({"latency": timed} if timed else {})},
+                 "forecast": told, **({"latency": timed} if timed else {})},
     )  # fmt: skip
 
 
@@ -197,8 +201,24 @@ def _loss_gradients_(model: nn.Module, pictures: Sequence[Path], names: Sequence
     model.requires_grad_(False)
 
 
-def _verify(model: nn.Module, imgsz: int) -> None:
-    """Shortcut-coupled widths must still fit: the graph's word is not taken for it."""
+def verify(model: nn.Module, groups: list[Group], channels: dict[str, Tensor], imgsz: int) -> None:
+    """Coupled widths must still fit: neither the graph's word is taken for it, nor that of what was asked for.
+
+    Raises:
+        AssertionError: they do not; that is a mistake of ours.
+    """
+    for group in groups:
+        kept = len(channels[group.name])
+        found = {name: model.get_submodule(name).out_channels for name in group.producers}
+        if set(found.values()) != {kept}:  # a shortcut adds what its producers compute, channel by channel
+            raise AssertionError(f"{group.name} was to keep {kept} channels, and its layers have {found}")
+    read: dict[str, int] = {}
+    for group in groups:
+        for name, index in group.consumers.items():
+            read[name] = read.get(name, 0) + index.numel()
+    for name, count in read.items():
+        if model.get_submodule(name).in_channels != count:
+            raise AssertionError(f"{name} reads {model.get_submodule(name).in_channels} channels, and is given {count}")
     with torch.no_grad():
         model(torch.zeros(1, 3, imgsz, imgsz))
 
