@@ -135,10 +135,10 @@ def test_recipe_survives_being_written_and_read() -> None:
     assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
 
 
-@pytest.mark.parametrize("stage", ["", *STAGES, "gates"])
+@pytest.mark.parametrize("stage", ["", *STAGES, "gates", "search"])
 def test_every_setting_explains_itself(stage: str) -> None:
     """The docstring under a field is its help on the command line, so none may lack it."""
     model = type(getattr(Recipe(), stage)) if stage else Recipe
-    nested = {*STAGES, "gates", "schema_version"} if not stage else set()
+    nested = {*STAGES, "gates", "search", "schema_version"} if not stage else set()
     silent = [name for name, field in model.model_fields.items() if name not in nested and not field.description]
     assert not silent

@@ -32,6 +32,7 @@ COMMANDS = {
     "demo": ("hawkeye.commands:demo", "See it all, offline: draw data, train, compress, report."),
     "inspect": ("hawkeye.commands:inspect", "Layers, sizes and coupled channels of a checkpoint."),
     "profile": ("hawkeye.latency_commands:profile", "What each layer costs on this CPU, by its widths."),
+    "frontier": ("hawkeye.latency_commands:frontier", "Accuracy over latency, beside the stock rivals."),
     "prune": ("hawkeye.stage_commands:prune", "Remove channels."),
     "recover": ("hawkeye.stage_commands:recover", "Win back accuracy by distillation from the original."),
     "export": ("hawkeye.stage_commands:export", "Write ONNX and OpenVINO, compared with PyTorch."),

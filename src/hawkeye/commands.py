@@ -39,10 +39,15 @@ def optimize(
         hawkeye optimize yolov8n.pt --images pictures/ --out runs/unlabelled --flops 0.8 --budget 30m
 
         hawkeye optimize yolov8n.pt --data data.yaml --out runs/int8 --skip prune,recover
+
+        hawkeye optimize yolov8n.pt --data data.yaml --out runs/half --imgsz auto --latency 0.5
     """
     from hawkeye import pipeline
 
     recipe = options.recipe(model)
+    if options.imgsz == "auto":
+        pipeline.check_inputs(recipe.with_(skip=("prune",)), ())  # before minutes of measuring
+        recipe, _ = load("hawkeye.compress.search").settle(recipe, out=out.parent / f"{out.name}-search")
     result = pipeline.optimize(recipe, out=out, until=until, skip=options.left_out)
     return conclude(result, labels=recipe.data is not None, junit=junit, summary=summary)
 

@@ -146,7 +146,7 @@ class QuantizeConfig(StageConfig):
     per_channel: bool = True
     """A scale for each output channel of a layer's weights; otherwise one for the layer."""
     max_drop: float = 0.5
-    """Points of mAP@0.5 that INT8 may lose against float on held-out training pictures before auto goes further."""
+    """Points of mAP@0.5 that INT8 may lose against float on 300 training pictures before auto goes further."""
     max_slowdown: Annotated[float, Field(ge=1)] = 1.1
     """Latency with some layers in float over that of all INT8, at most; 1 leaves none in float."""
     holdout: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
@@ -210,6 +210,17 @@ class BenchmarkConfig(StageConfig):
     """Height and width of the frame of the whole-frame figure, in pixels."""
 
 
+class ServingConfig(Config):
+    """What is fixed in the graph of a model repository."""
+
+    conf: Annotated[float, Field(ge=0, lt=1)] = 0.25
+    """Detections of a served model must score more than this (--layout)."""
+    iou: Annotated[float, Field(gt=0, lt=1)] = 0.7
+    """Overlap above which a served model drops the weaker of two boxes of a class (--layout)."""
+    max_det: Annotated[int, Field(ge=1, le=10_000)] = 300
+    """Detections that a served model keeps per picture (--layout)."""
+
+
 class GateConfig(Config):
     """What a run must reach; a miss ends with exit code 3 and everything written."""
 
@@ -231,6 +242,23 @@ class GateConfig(Config):
     """Median latency over the released model's, both measured in turns on this machine."""
     row: Literal["original", "original+int8", "pruned", "pruned+int8"] | None = None
     """Row that is judged and released; left out, the most compressed one."""
+
+
+class SearchConfig(Config):
+    """What `--imgsz auto` and `hawkeye frontier` try."""
+
+    sizes: Annotated[tuple[ImageSize, ...], Field(min_length=1)] = tuple(range(320, 641, 32))
+    """Input sizes in pixels."""
+    fractions: Annotated[tuple[Fraction, ...], Field(min_length=1)] = (0.5, 0.333, 0.25, 0.2, 0.167)
+    """Latencies of the frontier, as fractions of the original's in OpenVINO FP32."""
+    kept: Annotated[tuple[Fraction, ...], Field(min_length=1)] = (0.85, 0.7, 0.55)
+    """Shares of the INT8 latency that small trial prunings keep."""
+    samples: Annotated[int, Field(ge=8)] = 32
+    """Training pictures that those measure saliency on."""
+    rounds: Annotated[int, Field(ge=1, le=16)] = 2
+    """Steps of those."""
+    recovered: Annotated[float, Field(ge=0, le=1)] = 0.7
+    """Share of pruning's loss that recovery is expected to win back; an assumption that only orders candidates."""
 
 
 class Recipe(Config):
@@ -266,6 +294,7 @@ class Recipe(Config):
     evaluate: EvaluateConfig = EvaluateConfig()
     benchmark: BenchmarkConfig = BenchmarkConfig()
     gates: GateConfig = GateConfig()
+    search: SearchConfig = SearchConfig()
 
     @classmethod
     def load(cls, path: Path) -> Recipe:

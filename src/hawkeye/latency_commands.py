@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from hawkeye.config import PruneConfig
+from hawkeye.config import PruneConfig, Recipe
 from hawkeye.errors import ConfigError
 from hawkeye.lazy import load
-from hawkeye.options import Json, OwnSize, about
+from hawkeye.options import Json, Out, OwnSize, RunOptions, about
 from hawkeye.tables import as_json, table
 
 
@@ -54,3 +54,34 @@ def profile(
     print(table(wholes, ("precision", "total", "convolutions", "moving", "rest")))
     print(f"\n{found['measured_now']} layers measured now; {found['threads']} threads, OpenVINO {found['openvino']}, "
           f"{found['cpu']}")  # fmt: skip
+
+
+def frontier(
+    model: Annotated[Path | None, about(Recipe, "model")] = None,
+    /,
+    *,
+    out: Out,
+    options: RunOptions = RunOptions(),  # noqa: B008  # frozen
+    smaller: Annotated[Path | None, Parameter(help="A smaller detector of the same classes, as another rival.")] = None,
+    json: Json = False,
+) -> None:
+    """Draw the accuracy-latency curve: this detector pruned to several latencies, beside its stock rivals in INT8.
+
+    Each point is an ordinary run in a folder of its own; start the same command again after an interruption. Takes the
+    options of `optimize`; `search` in a recipe says which sizes and latencies.
+
+    For example:
+
+        hawkeye frontier yolov8n.pt --data data.yaml --out runs/frontier --config configs/frontier.toml
+
+        hawkeye frontier yolov8s.pt --data data.yaml --out runs/s --config configs/frontier.toml --smaller yolov8n.pt
+    """
+    found = load("hawkeye.frontier").frontier(options.recipe(model), out=out, smaller=smaller)
+    if json:
+        print(as_json(found))
+        return
+    rows = sorted(found["rows"], key=lambda row: -row["ms"])
+    print(table(rows, ("name", "imgsz", "kept", "ms", "times_as_fast", "map50", "gain", "rival"), digits=3))
+    for line in found["words"]:
+        print(f"- {line}")
+    print(f"plot: {out / 'frontier.svg'}")

@@ -62,7 +62,14 @@ class RunOptions:
     steps: Steps = None
     int8: Int8 = None
     max_drop: Annotated[float | None, about(GateConfig, "max_drop")] = None
-    imgsz: Size = None
+    imgsz: Annotated[
+        int | Literal["auto"] | None,
+        Parameter(
+            help="Side of the square network input in pixels; auto chooses it together with the widths, within "
+            "--latency or, without one, within --max-drop, and lifts --flops and --params. "
+            f"Default: {Recipe.model_fields['imgsz'].default}."
+        ),
+    ] = None
     seed: Seed = None
     device: Device = None
     config: Annotated[Path | None, Parameter(help="Recipe (.toml); options replace what it says.")] = None
@@ -78,7 +85,8 @@ class RunOptions:
         """
         base = Recipe.load(self.config) if self.config is not None else Recipe()
         return given(
-            base, model=model, data=self.data, images=self.images, imgsz=self.imgsz, seed=self.seed,
+            base, model=model, data=self.data, images=self.images, seed=self.seed,
+            imgsz=None if self.imgsz == "auto" else self.imgsz,
             device=self.device, store=self.store,
             prune=given(base.prune, flops=self.flops, params=self.params, latency=self.latency, method=self.method,
                         align=self.align),

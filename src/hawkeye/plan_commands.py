@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from hawkeye.config import Recipe
-from hawkeye.errors import EXIT_CHANGED
+from hawkeye.errors import EXIT_CHANGED, ConfigError
 from hawkeye.lazy import load
 from hawkeye.options import Json, Out, RunOptions, Until, about
 from hawkeye.report_text import show_seconds
@@ -42,6 +42,10 @@ def plan(
 
         hawkeye plan --config recipe.toml --out runs/next --store models --check || hawkeye optimize ...
     """
+    if options.imgsz == "auto":
+        raise ConfigError("the input size is not known yet", got="--imgsz auto",
+                          expected="a number; `hawkeye optimize --imgsz auto` tells one when it starts",
+                          mend="--imgsz 640")  # fmt: skip
     made = load("hawkeye.plan").make(options.recipe(model), out=out, until=until, skip=options.left_out)
     changed = made.changes is None or bool(made.changes)
     if json:

@@ -160,3 +160,29 @@ def curves(curve: Sequence[Mapping[str, Any]] | None) -> str | None:
         grid[-1, 0].set_xlabel("training step")
 
     return _draw("curves", 0.8 + 1.5 * len(series), "Recovery: loss and score over training steps", paint)
+
+
+def frontier(rows: Sequence[Mapping[str, Any]], fp32_ms: float, fp32_map50: float) -> str:
+    """mAP@0.5 over latency: this package's detectors and the stock ones they have to beat, in INT8."""
+    kinds = {
+        "stock": ("original in INT8, by input size", "original+int8", "o"),
+        "smaller": ("smaller detector in INT8, by input size", "original", "s"),
+        "ours": ("pruned and recovered, in INT8", "pruned+int8", "P"),
+    }
+
+    def paint(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        axes.plot([fp32_ms], [fp32_map50], "D", color=_INK, label="original in FP32")
+        for kind, (label, name, marker) in kinds.items():
+            points = sorted((row["ms"], row["map50"], row["imgsz"]) for row in rows if row["kind"] == kind)
+            if points:
+                axes.plot(
+                    [p[0] for p in points], [p[1] for p in points], marker=marker, color=_MODELS[name], label=label
+                )
+                for x, y, size in points:
+                    axes.annotate(str(size), (x, y), (3, -11), textcoords="offset points", fontsize=7, color=_SOFT)
+        axes.set_xlabel("median latency, ms (left is faster)")
+        axes.set_ylabel("mAP@0.5")
+        figure.legend(loc="outside lower center", ncols=2)
+
+    return _draw("frontier", 4.4, "mAP@0.5 over latency, beside the stock detectors", paint)

@@ -1,0 +1,231 @@
+"""Input size and widths together, and the curve beside its rivals: choices on known curves, a study of fake runs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hawkeye import cli
+from hawkeye.artifact import Artifact, write_bytes
+from hawkeye.config import EvaluateConfig, Recipe, SearchConfig
+from hawkeye.errors import BoundsError, ConfigError
+from hawkeye.evaluate import Matches
+from hawkeye.frontier import Tools, frontier, markdown, words
+from hawkeye.records import AccuracyRecord
+from test_pipeline import Bench, project  # noqa: F401  # the second is a fixture
+
+pytest.importorskip("matplotlib")
+
+MS = {320: 4.0, 480: 7.0, 640: 11.0}
+MAP = {320: 0.40, 480: 0.52, 640: 0.56}
+
+
+# --- choosing ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def search() -> Any:
+    for name in ("torch", "ultralytics", "nncf", "torch_pruning"):
+        pytest.importorskip(name)
+    from hawkeye.compress import search
+
+    return search
+
+
+@pytest.fixture
+def curves(search: Any) -> Any:
+    return search.Curves(640, 28.0, dict(MS), dict(MAP), {0.8: 0.9, 0.5: 0.4})
+
+
+@pytest.mark.compress
+def test_expected_accuracy_is_the_sizes_times_what_recovery_does_not_win_back(curves: Any) -> None:
+    assert curves.expected(640, 1.0, 0.7) == 0.56
+    assert curves.expected(640, 0.8, 0.0) == pytest.approx(0.56 * 0.9)
+    assert curves.expected(480, 0.8, 0.7) == pytest.approx(0.52 * (1 - 0.3 * 0.1))
+    assert curves.expected(640, 0.9, 0.0) == pytest.approx(0.56 * 0.95)  # between what was tried
+    assert curves.expected(640, 0.5, 1.0) == 0.56
+
+
+@pytest.mark.compress
+@pytest.mark.parametrize(
+    ("budget", "recovered", "size", "kept"),
+    [
+        (20.0, 0.7, 640, 1.0),  # INT8 alone is within it
+        (9.9, 0.7, 640, 0.9),  # a little pruning beats a smaller input
+        (7.0, 0.0, 480, 1.0),  # pruning that is not recovered from loses to a smaller input
+        (7.0, 1.0, 640, 7 / 11),  # and wins where it costs nothing
+        (3.4, 0.7, 320, 0.85),  # nothing is pruned further than was tried
+    ],
+)
+def test_the_most_accurate_choice_within_a_latency(
+    search: Any, curves: Any, budget: float, recovered: float, size: int, kept: float
+) -> None:
+    chosen = search.choose(curves, recovered=recovered, budget_ms=budget)
+    assert (chosen.imgsz, chosen.kept) == (size, pytest.approx(kept))
+    assert chosen.ms <= budget + 1e-9
+
+
+@pytest.mark.compress
+def test_the_fastest_choice_within_a_drop(search: Any, curves: Any) -> None:
+    assert search.choose(curves, recovered=0.0, max_drop=0.0).ms == 11.0  # nothing to give away
+    assert search.choose(curves, recovered=0.7, max_drop=4.1).imgsz == 480
+    wide = search.choose(curves, recovered=0.7, max_drop=50.0)
+    assert (wide.imgsz, wide.kept) == (320, 0.5)
+    assert search.choose(curves, recovered=0.7, max_drop=-1.0) == search.Choice(640, 1.0, 11.0, 0.0)
+
+
+@pytest.mark.compress
+def test_a_latency_out_of_reach_is_told_with_the_nearest(search: Any, curves: Any) -> None:
+    with pytest.raises(BoundsError, match=r"at least 2.00 ms \(0.071 of FP32, 0.182 of INT8\)"):
+        search.choose(curves, recovered=0.7, budget_ms=1.9)
+
+
+@pytest.mark.compress
+@pytest.mark.parametrize(
+    ("bound", "of", "size", "pruned"), [(0.9, "int8", 640, True), (0.25, "fp32", 480, False), (None, "int8", 640, True)]
+)
+def test_a_recipe_gets_size_and_bound(
+    search: Any, curves: Any, tmp_path: Path, monkeypatch: Any, bound: float | None, of: str, size: int, pruned: bool
+) -> None:
+    monkeypatch.setattr(search, "measure", lambda recipe, *, out: curves)
+    recipe = Recipe(search=SearchConfig(recovered=0.7 if size == 640 else 0.0))
+    recipe = recipe.with_(prune=recipe.prune.with_(latency=bound, latency_of=of))
+    made, chosen = search.settle(recipe, out=tmp_path)
+    assert made.imgsz == chosen.imgsz == size
+    assert ("prune" in made.skip) is not pruned
+    if pruned:
+        assert (made.prune.latency, made.prune.latency_of) == (chosen.kept, "int8")
+        assert made.prune.flops == made.prune.params == 1.0
+    assert made.gates.max_drop == pytest.approx(1.5 - 100 * (MAP[640] - MAP[size]))
+
+
+@pytest.mark.compress
+@pytest.mark.slow
+def test_a_small_detector_is_measured_and_read_back(search: Any, drawn: Path, tmp_path: Path) -> None:
+    import torch
+
+    from hawkeye.compress import yolo
+    from hawkeye.scenes import NAMES
+
+    torch.manual_seed(0)
+    model = tmp_path / "m.pt"
+    yolo.save_checkpoint(model, yolo.build_detector(NAMES, width=0.125, imgsz=64).eval(), names=NAMES)
+    settings = SearchConfig(sizes=(64, 96), kept=(0.8,), samples=8, rounds=1)
+    recipe = Recipe(model=model, data=drawn, imgsz=96, search=settings)
+    try:
+        measured = search.measure(recipe, out=tmp_path / "search")
+    except BoundsError as error:  # an untrained network may find nothing at all
+        assert "finds something" in str(error)
+        return
+    assert set(measured.int8_ms) == set(measured.accuracy) == {64, 96} and set(measured.left) == {0.8}
+    assert min(measured.fp32_ms, *measured.int8_ms.values()) > 0
+    assert search.measure(recipe, out=tmp_path / "search") == measured
+
+
+def test_a_plan_needs_a_number(capsys: Any) -> None:
+    assert cli.run(["plan", "m.pt", "--data", "d.yaml", "--out", "o", "--imgsz", "auto"]) == 2
+    assert "--imgsz auto" in capsys.readouterr().err
+
+
+# --- the study --------------------------------------------------------------------------------------------------------
+
+SIZES = {64: (4.0, 0.40), 96: (7.0, 0.52), 128: (11.0, 0.56)}  # input size: ms in INT8, mAP@0.5
+
+
+class Study:
+    """Fake runs whose accuracy and latency follow size and widths; `ours` is what pruning adds at its size."""
+
+    def __init__(self, ours: float) -> None:
+        self.ours, self.bench = ours, Bench()
+
+    def tools(self) -> Tools:
+        def evaluate(artifact: Artifact, config: EvaluateConfig, *, runtime: Any, out: Path) -> AccuracyRecord:
+            record = self.bench.evaluate(artifact, config, runtime=runtime, out=out)
+            assert config.imgsz is not None
+            value = SIZES[config.imgsz][1] + (self.ours if artifact.name.startswith("pruned") else 0)
+            hits(round(value * 100)).save(out / record.matches)
+            record = record.model_copy(update={"map50": value, "map50_95": value / 2, "images": 100})
+            record.save(out / f"{artifact.name}-{runtime}.json")
+            return record
+
+        def choose(curves: Any, *, recovered: float, budget_ms: float) -> Any:
+            if budget_ms < 5:
+                raise BoundsError("no input size and widths reach this latency")
+            return SimpleNamespace(imgsz=128, kept=0.8) if budget_ms < 10 else SimpleNamespace(imgsz=128, kept=1.0)
+
+        def apply(recipe: Recipe, chosen: Any, *, max_drop: float) -> Recipe:
+            return recipe.with_(imgsz=chosen.imgsz)
+
+        def timer(models: Any, runs: int, threads: int) -> list[list[float]]:
+            first, *rest = models
+            assert first[1] == "openvino-f32" and {name for _, name in rest} == {"openvino-int8"}
+            self.timed = [artifact.root.parents[1].name for artifact, _ in rest]
+            ms = [8.0 if name.startswith("ours") else SIZES[int(name.split("-")[1])][0] for name in self.timed]
+            return [[28.0] * runs, *([value] * runs for value in ms)]
+
+        return Tools(
+            stages=replace(self.bench.stages(), evaluate=evaluate),
+            measure=lambda recipe, *, out: SimpleNamespace(fp32_ms=28.0),
+            choose=choose, apply=apply, timer=timer,
+        )  # fmt: skip
+
+
+def hits(share: int) -> Matches:
+    """One object in each of 100 pictures, the first `share` of them found."""
+    pictures = np.arange(100, dtype=np.int32)
+    return Matches(image=pictures, class_id=np.zeros(100, np.int32), score=np.linspace(1, 0.5, 100, dtype=np.float32),
+                   hit=pictures < share, labels=np.ones((100, 1), np.int32),
+                   names=np.array([f"{i}.jpg" for i in pictures]))  # fmt: skip
+
+
+@pytest.fixture
+def recipe(project: Any) -> Recipe:  # noqa: F811
+    made: Recipe = project(imgsz=128)
+    return made.with_(search=SearchConfig(sizes=(64, 96), fractions=(0.5, 0.3, 0.1)))
+
+
+@pytest.mark.parametrize(("ours", "verdict"), [(0.08, "pays"), (-0.3, "loses"), (-0.04, "cannot be told")])
+def test_the_curve_is_told_beside_its_rivals(recipe: Recipe, tmp_path: Path, ours: float, verdict: str) -> None:
+    table = frontier(recipe, out=tmp_path / "study", tools=Study(ours).tools())
+    rows = {row["name"]: row for row in table["rows"]}
+    assert list(rows) == ["stock 128", "stock 96", "stock 64", "ours 1/3.33"]  # 1/2 is stock's, 1/10 is out of reach
+    point = rows["ours 1/3.33"]
+    assert point["rival"] == "stock 96"  # the most accurate that is as fast; stock 128 takes 11 ms
+    assert point["gain"] == pytest.approx(100 * (SIZES[128][1] + ours - SIZES[96][1]))
+    assert point["gain_interval"][0] <= point["gain"] <= point["gain_interval"][1]
+    assert any(verdict in line and "ours" in line for line in table["words"])
+    assert table["words"][0] == "Precision: INT8 at 128 is 2.5 times as fast as FP32, and costs 0.0 points."
+    assert table["words"][1].startswith("Input size: every step below 128 costs more")
+    assert any(line.startswith("1/10 of the latency: not reached") for line in table["words"])
+    kept = json.loads((tmp_path / "study" / "frontier.json").read_text())
+    assert kept["words"] == table["words"] and len(kept["raw_ms"]["stock 64"]) == recipe.benchmark.runs
+    page = (tmp_path / "study" / "frontier.md").read_text()
+    assert page == markdown(table) and "| ours 1/3.33 | 128 | 80% | 8.00 | 3.50 |" in page
+    svg = (tmp_path / "study" / "frontier.svg").read_text()
+    assert svg.startswith("<svg") and "var(--" not in svg
+
+
+def test_a_study_goes_on_where_it_was(recipe: Recipe, tmp_path: Path) -> None:
+    first, second = Study(0.01), Study(0.01)
+    frontier(recipe, out=tmp_path / "study", tools=first.tools())
+    frontier(recipe, out=tmp_path / "study", tools=second.tools())
+    assert [line for line in second.bench.worked if line != "report"] == []
+    assert first.timed == ["stock-128", "stock-96", "stock-64", "ours-0.3"]
+
+
+def test_a_smaller_detector_is_a_rival(recipe: Recipe, tmp_path: Path) -> None:
+    write_bytes(tmp_path / "small.pt", b"other weights")
+    table = frontier(recipe, out=tmp_path / "study", smaller=tmp_path / "small.pt", tools=Study(0.01).tools())
+    assert [row["kind"] for row in table["rows"]].count("smaller") == 3
+    assert any("smaller detector" in line for line in words(table))
+
+
+def test_a_frontier_needs_labels(recipe: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="labelled data"):
+        frontier(recipe.with_(data=None, images=tmp_path), out=tmp_path / "study", tools=Study(0.0).tools())
