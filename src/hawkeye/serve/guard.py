@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+from collections.abc import Callable
 from urllib.parse import quote, urlsplit
 
 from starlette.datastructures import MutableHeaders
@@ -28,6 +29,7 @@ PUBLIC = ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", SIGN_IN,
 PUBLIC_FOLDERS = ("/assets/",)
 PICTURES = ("/v1/detect", "/v2/models/", "/_nicegui/")  # what may send large bodies
 _SMALL_BODY = 1_000_000
+_LOOK_S = 0.5
 _BODY_S = 60.0  # a body that takes longer than this ties up memory for nothing
 _SAFE = ("GET", "HEAD", "OPTIONS")
 _HEADERS = {
@@ -144,15 +146,19 @@ class Guarded:
         if not (stated.isascii() and stated.isdigit()) or int(stated[:19]) > limit:
             await _refuse(scope, receive, send, _too_large(limit, scope["path"]))
             return
+
+        def stopping() -> bool:
+            return bool(scope["app"].state.viewers.stopping)
+
         if not (large and scope["method"] not in _SAFE):
-            await self._app(scope, _limited(receive, limit), send)
+            await self._app(scope, _limited(receive, limit, stopping), send)
             return
         if self._bodies >= self._max_bodies:  # each may hold `limit` bytes of memory
             await _refuse(scope, receive, send, answer_of(Busy(1.0), scope["path"]))
             return
         self._bodies += 1
         try:
-            await self._app(scope, _limited(receive, limit), send)
+            await self._app(scope, _limited(receive, limit, stopping), send)
         finally:
             self._bodies -= 1
 
@@ -174,20 +180,25 @@ class Guarded:
         return sent
 
 
-def _limited(receive: Receive, limit: int) -> Receive:
-    """`receive` that refuses to hand out more than `limit` bytes, or a body that drips in."""
+def _limited(receive: Receive, limit: int, stopping: Callable[[], bool]) -> Receive:
+    """`receive` that hands out no more than `limit` bytes, and does not wait for a body that never comes."""
     got, done = 0, False
-    end = asyncio.get_running_loop().time() + _BODY_S
+    time = asyncio.get_running_loop().time
+    end = time() + _BODY_S
 
     async def received() -> Message:
         nonlocal got, done
-        if done:  # what is waited for now is that the other end goes away
-            return await receive()
-        try:
-            async with asyncio.timeout_at(end):
-                message = await receive()
-        except TimeoutError:
-            raise HTTPException(408, "the body took too long", {"Connection": "close"}) from None
+        while True:
+            try:
+                # When the body is there, what is waited for is that the other end goes away.
+                async with asyncio.timeout(None if done else _LOOK_S):
+                    message = await receive()
+                break
+            except TimeoutError:
+                if stopping():
+                    raise HTTPException(503, "the service is stopping", {"Connection": "close"}) from None
+                if time() > end:
+                    raise HTTPException(408, "the body took too long", {"Connection": "close"}) from None
         got += len(message.get("body", b""))
         done = not message.get("more_body", False)
         if got > limit:

@@ -17,6 +17,8 @@ from hawkeye.errors import HawkeyeError
 class NotFound(HawkeyeError):
     """There is nothing of that name."""
 
+    exit_code = 2
+
     def __init__(self, kind: str, name: str, known: Iterable[str] = ()) -> None:
         shown = list(known)
         listed = ", ".join(shown[:20]) + (", …" if len(shown) > 20 else "")

@@ -23,6 +23,7 @@ public (`guard.PUBLIC`); a WebSocket that stays open asks `who()` again.
 from __future__ import annotations
 
 import hashlib
+import re
 import secrets
 import threading
 import time
@@ -42,6 +43,7 @@ from hawkeye.serve.store import Store
 
 COOKIE = "hawkeye_session"
 ROLES: tuple[Role, ...] = ("viewer", "operator", "admin")
+_NAME = r"\w[\w.-]{0,79}"
 _MIN_TOKEN = 32  # characters of a token that somebody chose; ours have 43
 _MAX_TOKENS, _MAX_SESSIONS, _MAX_CLIENTS = 1000, 10_000, 10_000
 _SESSION_S = 12 * 3600.0
@@ -160,11 +162,13 @@ class Tokens:
         """Make a token; it is given out this once.
 
         Raises:
-            ConfigError: the name is taken, too many, or an administrator that is held to some sources.
+            ConfigError: no name, or one that is taken, too many, or an administrator that is held to some sources.
             StorageError: the disk refused.
         """
         info = TokenInfo(name=name, role=role, sources=None if sources is None else tuple(sources), created=time.time())
         _check(info)
+        if not re.fullmatch(_NAME, name):
+            raise ConfigError("not a name for a token", got=name[:100], expected="letters, digits, . - _")
         known = self._all(fresh=True).values()
         if any(other.name == name for other in known):
             raise ConfigError("there is a token of this name", got=name, mend="take another name, or remove that one")
