@@ -196,6 +196,19 @@ def test_classes_may_waver_unless_told_otherwise(aware: bool, ids: list[int]) ->
     assert seen.track_id is not None and seen.track_id.tolist() == ids
 
 
+def test_an_object_does_not_hand_its_identity_to_what_holds_it() -> None:
+    """A bottle that a hand covers for three frames, while the arm around it is seen as a person."""
+    tracker = ByteTracker()
+    bottle, arm = [100, 20, 150, 140], [40, 0, 155, 150]
+    for i in range(4):
+        tracker.update(found([bottle], classes=[0]), i / 25)
+    for i in range(4, 7):
+        seen = tracker.update(found([arm], classes=[1]), i / 25)
+    assert seen.track_id is not None and seen.track_id.tolist() == [2]
+    seen = tracker.update(found([bottle, arm], classes=[0, 1]), 7 / 25)
+    assert seen.track_id is not None and seen.track_id.tolist() == [1, 2]
+
+
 def test_reset_forgets_tracks_but_not_which_identities_were_used() -> None:
     tracker = ByteTracker()
     tracker.update(found([box(0), box(200)]), 5.0)

@@ -166,8 +166,9 @@ def count(
         check_format(Path(f"x.{kind}"))
     found, much = _sources(sources)
     make_folder(out)
-    # The tracker also wants what is hardly seen: it prolongs tracks and begins none.
-    options = {"conf": 0.1, **options}
+    # The tracker also wants what is hardly seen: it prolongs tracks and begins none. And it wants one box for each
+    # object: "bottle" and "vase" in one place would become two tracks.
+    options = {"conf": 0.1, "agnostic": True, **options}
     runner, names, words = open_engine(source, kind=engine, resolution=resolution, worth_measuring=much, **options)
     videos = Videos(out / "videos", live=True)
     outputs: list[Output] = [EventsCsv(out / EVENTS), *([videos] if draw_video else [])]

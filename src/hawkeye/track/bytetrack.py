@@ -28,6 +28,9 @@ _STEP_S = 1 / 30  # the paper's noise is per frame of 30 per second
 _POSITION, _VELOCITY = 1 / 20, 1 / 160  # standard deviations, in box sides, as in the paper's code
 _LOW_IOU, _UNCONFIRMED_IOU = 0.5, 0.3  # the paper's further two rounds
 _NEAR_IOU = 0.2  # of widened boxes
+# A box of another class counts as less alike: two classes that one object wavers between share its box, but a bottle
+# and the arm that holds it do not.
+_OTHER_CLASS = 0.6
 _EPS_S = 1e-6  # frame times are rounded
 
 
@@ -42,7 +45,7 @@ class ByteTracker:
         match_iou: smallest IoU times score for the first round.
         keep_s: seconds for which a track that is out of sight can be found again. Frames must come more often.
         class_aware: never match a detection with a track of another class. Off, because real detectors waver
-            between similar classes; a track's class is for the reader to vote on.
+            between similar classes: then their boxes must overlap more. A track's class is for the reader to vote on.
 
     Raises:
         InputError: thresholds out of order or out of range.
@@ -107,7 +110,7 @@ class ByteTracker:
         unsure = np.flatnonzero((detections.score >= self.low) & (detections.score < self.high))
         boxes = self._motion.xyxy().astype(np.float32)
         same = detections.class_id[:, None] == self._class[None, :]  # (N, T)
-        overlap = iou_matrix(detections.xyxy, boxes) * (same if self.class_aware else 1)
+        overlap = iou_matrix(detections.xyxy, boxes) * np.where(same, 1, 0 if self.class_aware else _OTHER_CLASS)
         fused = overlap * detections.score[:, None]
 
         track_of = np.full(len(detections), -1, np.int64)  # row in the track arrays
