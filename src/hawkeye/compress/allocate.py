@@ -41,6 +41,15 @@ class LatencyBound:
     ms: float
 
 
+class Allocator(Protocol):
+    """Chooses what is kept; see `allocate`."""
+
+    def __call__(
+        self, groups: list[Group], cost: Cost, scorer: Scorer, *, macs: float, params: float, align: int,
+        latency: LatencyBound | None = None,
+    ) -> dict[str, Tensor]: ...  # fmt: skip
+
+
 @dataclass
 class _Layer:
     """A convolution as the cost model sees it."""
@@ -218,7 +227,7 @@ def _allocate_timed(
 
     limits = (macs, params, latency.ms)
     check_reachable(groups, cost, macs=macs, params=params, align=align)
-    removal = _Removal(units, scorer)
+    removal = Removal(units, scorer)
     start = now = costs(removal.widths)
     while any(value > limit for value, limit in zip(now, limits, strict=True)):
         need = [max(0.0, value - limit) / whole for value, limit, whole in zip(now, limits, start, strict=True)]
@@ -250,7 +259,7 @@ def _allocate_timed(
     return {name: mask.nonzero().flatten() for name, mask in removal.alive.items()}
 
 
-class _Removal:
+class Removal:
     """Channels taken out one after another, with the damage that each did when it went."""
 
     def __init__(self, units: dict[str, tuple[Group, ...]], scorer: Scorer) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from hawkeye import artifact, keys
 from hawkeye.artifact import Artifact
 from hawkeye.compress import yolo
-from hawkeye.compress.allocate import Cost, LatencyBound, Scorer, allocate, check_reachable, units_of
+from hawkeye.compress.allocate import Allocator, Cost, LatencyBound, Scorer, allocate, check_reachable, units_of
 from hawkeye.compress.forecast import forecast, tell
 from hawkeye.compress.groups import Group, cut_, find_groups, merge_c2f_, split_c2f_
 from hawkeye.compress.latency import profile
@@ -31,13 +31,14 @@ _BATCH = 4  # pictures per forward and backward pass: keeps the peak under 4 GiB
 _AIM = 0.97  # of the bound on latency: the table errs by a few percent, and a bound is a bound
 
 
-def prune(source: Artifact | Path, config: PruneConfig, *, out: Path) -> Artifact:
+def prune(source: Artifact | Path, config: PruneConfig, *, out: Path, allocator: Allocator = allocate) -> Artifact:
     """Remove channels until MACs and parameters are within the bounds.
 
     Args:
         source: an original, or the path of a checkpoint.
         config: bounds, method, pictures.
         out: folder of the result.
+        allocator: chooses widths; studies give another than the product's, each with a folder of its own.
 
     Returns:
         An artefact "pruned" with a stock checkpoint. Its details hold the kept fractions, the widths before and after,
@@ -73,7 +74,7 @@ def prune(source: Artifact | Path, config: PruneConfig, *, out: Path) -> Artifac
             total * bound ** (step / rounds) for total, bound in zip(start, (config.flops, config.params), strict=True)
         ]
         scorer = _scorer(model, groups, pictures, config, imgsz, step, rounds, checkpoint.names)
-        keep = allocate(
+        keep = allocator(
             groups, Cost(model, groups, imgsz), scorer, macs=targets[0], params=targets[1], align=config.align,
             latency=clocks.bound(model, groups, step / rounds) if clocks else None,
         )  # fmt: skip
