@@ -16,6 +16,7 @@ from hawkeye.config import (
     PruneConfig,
     QuantizeConfig,
     RecoverConfig,
+    ServingConfig,
 )
 from hawkeye.errors import InputError, ModelError, RunDirError
 from hawkeye.lazy import load
@@ -111,7 +112,8 @@ def recover(
 
 
 def export(
-    model: Model,
+    model: Annotated[str, Parameter(help="Checkpoint (.pt) or the folder of an artefact; with --layout also a run or a "
+                                    "model store (folder or URL).")],
     /,
     *,
     out: Out,
@@ -121,16 +123,41 @@ def export(
     dynamic: Annotated[bool | None, about(ExportConfig, "dynamic")] = None,
     simplify: Annotated[bool | None, about(ExportConfig, "simplify")] = None,
     imgsz: OwnSize = None,
-) -> None:
-    """Write ONNX and OpenVINO, each compared with PyTorch on real pictures.
+    layout: Annotated[Literal["ovms", "triton"] | None, Parameter(help="Write a model repository that OpenVINO Model "
+                                                                  "Server or Triton serves as it is.")] = None,
+    name: Annotated[str, Parameter(help="Name of the model in the repository.")] = "hawkeye",
+    conf: Annotated[float | None, about(ServingConfig, "conf")] = None,
+    iou: Annotated[float | None, about(ServingConfig, "iou")] = None,
+    max_det: Annotated[int | None, about(ServingConfig, "max_det")] = None,
+) -> None:  # fmt: skip
+    """Write ONNX and OpenVINO, each compared with PyTorch on real pictures; or a repository for a model server.
+
+    A repository's model takes a picture of any size as uint8 (1, H, W, 3) in BGR order and answers with boxes in its
+    pixels, scores and classes. A new version gets the next number, which a running server notices.
 
     For example:
 
         hawkeye export yolov8n.pt --images pictures/ --out runs/exported
+
+        hawkeye export runs/first --layout ovms --out served
+
+        hawkeye export s3://bucket/models --layout triton --out served --name door --conf 0.4
     """
+    serving = given(ServingConfig(), conf=conf, iou=iou, max_det=max_det)
+    path = Path(model)
+    if layout is not None and path.suffix != ".pt":
+        layouts = load("hawkeye.layouts")
+        print(layouts.write(layouts.find_artifact(model), layout, serving, out=out, name=name))
+        return
     config = given(ExportConfig(), data=data, images=images, opset=opset, dynamic=dynamic, simplify=simplify,
                     imgsz=imgsz)  # fmt: skip
-    made = load("hawkeye.compress.export").export(_source(model, out, imgsz, "export"), config, out=out)
+    if layout is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            source = _source(path, Path(folder), imgsz, "export")
+            made = load("hawkeye.compress.export").export(source, config, out=Path(folder) / "export")
+            print(load("hawkeye.layouts").write(made, layout, serving, out=out, name=name))
+        return
+    made = load("hawkeye.compress.export").export(_source(path, out, imgsz, "export"), config, out=out)
     for fmt in made.files:
         print(made.path(fmt))
 

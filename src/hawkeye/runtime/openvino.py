@@ -153,6 +153,16 @@ def _open(
     return model, spec, name or ("openvino-int8" if quantized else "openvino-f32")
 
 
+def open_prepared(path: Path, spec: ModelSpec | None = None) -> ov.Model:
+    """An IR as the runtime compiles it: static, one uint8 NHWC BGR canvas in, (1, 4 + nc, A) float32 out.
+
+    Raises:
+        ModelError: damaged, or not a detector.
+    """
+    model, spec, _ = _open(path, spec, None, None)
+    return _prepare(model, spec, path)
+
+
 def throughput(path: Path, spec: ModelSpec, *, runtime: RuntimeName, threads: int = 0, seconds: float = 1.5) -> float:
     """Frames per second with as many requests in flight as OpenVINO thinks best, the network alone."""
     return rate(OpenVinoQueue(path, spec, runtime, threads=threads), seconds)
