@@ -1,23 +1,24 @@
 """Ray, started and ended: embedded on this machine, or a cluster that runs already.
 
 Quiet and alone: no dashboard, no usage statistics, no plots of its own, a bounded object store, a folder that is
-removed afterwards, and no process left behind however this one ends (Ray ties its processes to it by the kernel).
+removed afterwards, and no process left behind however this one ends (see `reaper.py`).
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import shutil
 import socket
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from hawkeye.environment import cpu_count
 from hawkeye.errors import ConfigError, MissingExtraError
+from hawkeye.scale import reaper
 
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0", "RAY_DATA_DISABLE_PROGRESS_BARS": "1", "RAY_TQDM": "0", "RAY_AIR_NEW_OUTPUT": "0",
@@ -56,28 +57,38 @@ def session(
         yield ray
         return
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False, "configure_logging": True}
-    if address is not None:
-        _check(address)
+    with _cluster(address, quiet) if address is not None else _embedded(cpus, resources, quiet):
+        for part in ("ray.data", "ray.tune", "ray.train"):
+            logging.getLogger(part).setLevel(logging.ERROR)
         try:
-            with _silence():
-                ray.init(address=address, **quiet)
-        except Exception as error:  # Ray has many kinds for one thing
-            raise ConfigError(f"no Ray cluster answers at {address}", got=str(error).splitlines()[0],
-                              mend=_MEND) from None  # fmt: skip
-        folder = None
-    else:
-        folder = Path(tempfile.mkdtemp(prefix="hawkeye-"))
+            yield ray
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def _cluster(address: str, quiet: dict[str, Any]) -> Iterator[None]:
+    _check(address)
+    try:
+        with _silence():
+            ray.init(address=address, **quiet)
+    except Exception as error:  # Ray has many kinds for one thing
+        raise ConfigError(f"no Ray cluster answers at {address}", got=str(error).splitlines()[0], mend=_MEND) from None
+    yield
+
+
+@contextmanager
+def _embedded(cpus: int | None, resources: dict[str, float] | None, quiet: dict[str, Any]) -> Iterator[None]:
+    folder = tempfile.mkdtemp(prefix="hawkeye-ray-")
+    # Its input ends when this process does.
+    guard = subprocess.Popen([sys.executable, "-m", reaper.__name__, folder], stdin=subprocess.PIPE)
+    try:
         with _silence():
             ray.init(num_cpus=cpus or cpu_count(), resources=resources, include_dashboard=False,
-                     object_store_memory=OBJECT_STORE_BYTES, _temp_dir=str(folder), **quiet)  # fmt: skip
-    for part in ("ray.data", "ray.tune", "ray.train"):
-        logging.getLogger(part).setLevel(logging.ERROR)
-    try:
-        yield ray
+                     object_store_memory=OBJECT_STORE_BYTES, _temp_dir=folder, **quiet)  # fmt: skip
+        yield
     finally:
-        ray.shutdown()
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+        guard.communicate()
 
 
 @contextmanager
