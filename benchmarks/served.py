@@ -101,8 +101,12 @@ def number_of(image: Image) -> int:
 
 
 @contextmanager
-def cameras(pictures: Sequence[bytes], fps: float) -> Iterator[tuple[str, dict[int, float]]]:
-    """Cameras over HTTP at one address, all in step; also when each picture was sent last, by its number."""
+def cameras(pictures: Sequence[bytes], fps: float, *, break_s: float = 0.0) -> Iterator[tuple[str, dict[int, float]]]:
+    """Cameras over HTTP at one address, all in step; also when each picture was sent last, by its number.
+
+    Args:
+        break_s: the camera at `/3` breaks its connection after so long; 0 never.
+    """
     sent: dict[int, float] = {}
     halt = threading.Event()
     heads = [f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(p)}\r\n\r\n".encode() for p in pictures]
@@ -112,8 +116,9 @@ def cameras(pictures: Sequence[bytes], fps: float) -> Iterator[tuple[str, dict[i
             self.send_response(200)
             self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
             self.end_headers()
+            end = time.monotonic() + break_s if break_s and self.path == "/3" else float("inf")
             with suppress(OSError):
-                while not halt.is_set():
+                while not halt.is_set() and time.monotonic() < end:
                     number = int(time.monotonic() * fps) + 1
                     time.sleep(max(0.0, number / fps - time.monotonic()))
                     at = number % len(pictures)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from importlib.util import find_spec
 from pathlib import Path
 
 from anyio import to_thread
@@ -53,7 +52,7 @@ def build_app(service: Service, *, token_file: Path | None = None, pages: bool =
     add_answers(app)
     signin.add_sign_in(app)
     api.add_api(app, service)
-    if pages and find_spec("hawkeye.serve.pages") is not None:
+    if pages:
         load("hawkeye.serve.pages").add_pages(app, service)
     app.add_middleware(Guarded, security=security)
     return app
