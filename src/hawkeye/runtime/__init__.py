@@ -153,6 +153,11 @@ def spec_from_metadata(metadata: Mapping[str, Any], source: Path, *, candidates:
     values = {key: _literal(metadata.get(key)) for key in ("names", "imgsz", "stride", "task", "strides")}
     if values["task"] not in (None, "detect"):
         raise ModelError(f"{source} is not a detector", got=f"task {values['task']}", expected="task detect")
+    arguments = _literal(metadata.get("args"))
+    suppresses = isinstance(arguments, Mapping) and arguments.get("nms") is True
+    if suppresses or _literal(metadata.get("end2end")) is True:
+        raise ModelError(f"{source} suppresses boxes by itself", got="built-in NMS", mend="export it with nms=False",
+                         expected="a detector that gives all its candidates")  # fmt: skip
     names, imgsz = values["names"], values["imgsz"]
     if isinstance(names, Mapping):
         names = [names[key] for key in sorted(names)]
