@@ -20,6 +20,7 @@ from hawkeye.compress.recover import distillation_loss, recover, train  # noqa: 
 from hawkeye.config import PruneConfig, RecoverConfig  # noqa: E402
 from hawkeye.data import load_dataset  # noqa: E402
 from hawkeye.errors import DataError, ModelError  # noqa: E402
+from hawkeye.progress import watched  # noqa: E402
 from hawkeye.scenes import NAMES, draw_dataset  # noqa: E402
 
 pytestmark = pytest.mark.compress
@@ -335,3 +336,21 @@ recover(Artifact.load(Path({str(pruned.root)!r})), config, teacher=Artifact.load
     for state in (together, mixed):
         assert alike(state) > max(0.8, alike(others) + 0.1)
         assert moved(state).norm() == pytest.approx(float(moved(alone).norm()), rel=0.1)
+
+
+def test_another_network_teaches_scores_and_boxes(pruned, scenes, tmp_path):
+    torch.manual_seed(1)
+    yolo.save_checkpoint(tmp_path / "wide.pt", yolo.build_detector(NAMES, width=0.25, imgsz=64), names=NAMES, imgsz=64)
+    teacher = yolo.import_original(tmp_path / "wide.pt", imgsz=64, out=tmp_path / "teacher")
+    config = settings(data=scenes, teacher=tmp_path / "wide.pt", steps=6, checks=2)
+    seen = []
+    with watched(lambda part, judgement: seen.append((part, judgement))):
+        made = recover(pruned, config, teacher=teacher, out=tmp_path / "out")
+    assert made.details["held_out_after"] < made.details["held_out_before"]
+    assert [part for part, _ in seen] == [0.5, 1.0]
+    assert [judgement for _, judgement in seen] == [point["held_out"] for point in made.details["curve"][1:]]
+    yolo.save_checkpoint(tmp_path / "other.pt", yolo.build_detector(NAMES[:2], width=0.125, imgsz=64), names=NAMES[:2],
+                         imgsz=64)  # fmt: skip
+    other = yolo.import_original(tmp_path / "other.pt", imgsz=64, out=tmp_path / "other")
+    with pytest.raises(ModelError, match="does not fit"):
+        recover(pruned, config, teacher=other, out=tmp_path / "refused")

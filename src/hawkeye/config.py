@@ -118,6 +118,8 @@ class RecoverConfig(StageConfig):
     """Fraction of the run that trains the trunk with the head frozen, first."""
     mosaic: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Probability of a mosaic of four pictures."""
+    teacher: Path | None = None
+    """Checkpoint to learn from, such as a larger detector of the same classes; left out, the original."""
     labels: Annotated[float, Field(ge=0)] = 0.1
     """Weight of the detection loss beside distillation, for labelled pictures."""
     features: Annotated[float, Field(ge=0)] = 4.0

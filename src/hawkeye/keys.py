@@ -47,7 +47,7 @@ def recover(source_sha256: str, teacher_sha256: str, config: RecoverConfig) -> t
     """
     labelled, unlabelled = training_images(config.data, config.images)
     content = content_digest(labelled + unlabelled)
-    key = digest("recover", source_sha256, teacher_sha256, settings(config, "device", "save_every"), content,
+    key = digest("recover", source_sha256, teacher_sha256, settings(config, "device", "save_every", "teacher"), content,
                  __version__)  # fmt: skip
     return labelled, unlabelled, key
 

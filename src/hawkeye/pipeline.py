@@ -174,6 +174,9 @@ def check_inputs(recipe: Recipe, plan: Sequence[str]) -> Dataset | None:
         raise CheckpointError("no such checkpoint", got=recipe.model, expected="a .pt file of a trained detector")
     if "prune" in plan:
         check_bounds(recipe)
+    teacher = recipe.recover.teacher
+    if "recover" in plan and teacher is not None and not teacher.is_file():
+        raise CheckpointError("no such teacher", got=teacher, expected="a .pt file of a trained detector")
     target(row_names(plan), recipe.gates.row)
     if recipe.store is not None:
         open_store(recipe.store).current()  # before hours of work, not after them
@@ -287,12 +290,10 @@ class _Job:
             check_forecast(self.made["pruned"], config)
 
     def recover(self) -> None:
-        self.made["pruned"] = self.stages.recover(
-            self.made["pruned"],
-            self.recipe.stage(self.recipe.recover),
-            teacher=self.made["original"],
-            out=self.run.recover,
-        )
+        config, teacher = self.recipe.stage(self.recipe.recover), self.made["original"]
+        if config.teacher is not None:
+            teacher = self.stages.original(config.teacher, imgsz=self.recipe.imgsz, out=self.run.teacher)
+        self.made["pruned"] = self.stages.recover(self.made["pruned"], config, teacher=teacher, out=self.run.recover)
 
     def export(self) -> None:
         config = self.recipe.stage(self.recipe.export)

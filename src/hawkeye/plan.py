@@ -148,6 +148,8 @@ class _Planner:
 
     def _recover(self) -> Iterator[Step]:
         source, teacher, config = self.made["pruned"], self.made["original"], self.recipe.stage(self.recipe.recover)
+        if config.teacher is not None:
+            teacher = reuse(self.run.teacher, keys.original(config.teacher, self.recipe.imgsz)) if self.usable else None
         key = keys.recover(source.sha256, teacher.sha256, config)[-1] if source and teacher else None
         stated = config.budget if config.steps is None else None
         yield self._step("recover", "pruned", self.run.recover, key, stated=stated)

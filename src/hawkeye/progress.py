@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 console = Console(stderr=True)
 PROGRESS = "progress.json"
 _LOG_EVERY_S, _TELL_EVERY_S = 15.0, 2.0
+_watch: ContextVar[Callable[[float, float], None] | None] = ContextVar("_watch", default=None)
 _folder: ContextVar[Path | None] = ContextVar("_folder", default=None)
 
 
@@ -99,6 +100,25 @@ def progress(title: str, total: float | None) -> Iterator[Task]:
             yield task
         finally:
             task.close()
+
+
+@contextmanager
+def watched(watch: Callable[[float, float], None]) -> Iterator[None]:
+    """While the block runs, each judgement of a training goes to `watch`: how far it is (0 to 1), and the judgement.
+
+    What `watch` raises ends the training; what was saved of it stays.
+    """
+    token = _watch.set(watch)
+    try:
+        yield
+    finally:
+        _watch.reset(token)
+
+
+def judged(part: float, judgement: float) -> None:
+    """Tell whoever watches; lower is better."""
+    if (watch := _watch.get()) is not None:
+        watch(part, judgement)
 
 
 def say(message: str) -> None:

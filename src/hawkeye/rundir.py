@@ -45,6 +45,11 @@ class RunDir:
         return self.root / "0-original"
 
     @property
+    def teacher(self) -> Path:
+        """The imported checkpoint to learn from, where it is not the original."""
+        return self.root / "0-teacher"
+
+    @property
     def prune(self) -> Path:
         """The pruned checkpoint."""
         return self.root / "1-prune"

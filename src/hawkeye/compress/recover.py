@@ -100,7 +100,8 @@ def recover(source: Artifact, config: RecoverConfig, *, teacher: Artifact, out: 
     Args:
         source: the pruned artefact.
         config: length, rates, weights, pictures.
-        teacher: the original.
+        teacher: the original, or another detector of the same classes (`config.teacher`), which teaches scores and
+            boxes alone.
         out: folder of the result; holds the training state while it runs.
 
     Returns:
@@ -110,6 +111,7 @@ def recover(source: Artifact, config: RecoverConfig, *, teacher: Artifact, out: 
     Raises:
         DivergenceError: training broke down for good.
         DataError: no usable pictures.
+        ModelError: the teacher knows other classes, or speaks of boxes otherwise.
     """
     started = time.perf_counter()
     labelled, unlabelled, key = keys.recover(source.sha256, teacher.sha256, config)
@@ -122,7 +124,8 @@ def recover(source: Artifact, config: RecoverConfig, *, teacher: Artifact, out: 
     model.model[-1].dfl.requires_grad_(False)
     original = yolo.folded(yolo.load_checkpoint(teacher.path("pytorch")).model).requires_grad_(False).eval()
     original.to(config.device, memory_format=torch.channels_last)
-    kept = _kept_features(source, original, config)
+    _check_teacher(original, loaded.model, teacher)
+    kept = _kept_features(source, original, config) if config.teacher is None else {}
     learn_l, judge_l = split_holdout(labelled, config.holdout, config.seed) if labelled else ([], [])
     learn_u, judge_u = split_holdout(unlabelled, config.holdout, config.seed) if unlabelled else ([], [])
     if not learn_l + learn_u:
@@ -303,6 +306,14 @@ def all_features(model: nn.Module, device: str) -> dict[str, Tensor]:
     """Every output channel of each block of the trunk: what a student of the same widths has kept."""
     return {name: torch.arange(model.get_submodule(name).conv.out_channels, device=device)
             for name in yolo.block_outputs(model)}  # fmt: skip
+
+
+def _check_teacher(teacher: nn.Module, student: nn.Module, named: Artifact) -> None:
+    ours, theirs = ((tuple(dict(m.names).values()), m.model[-1].reg_max, m.model[-1].nl) for m in (student, teacher))
+    if ours != theirs:
+        raise ModelError(f"the teacher {named.root} does not fit", got=f"{len(theirs[0])} classes, {theirs[1:]}",
+                         expected=f"the {len(ours[0])} classes of the student, {ours[1:]}",
+                         mend="name a detector of the same family, trained on the same classes")  # fmt: skip
 
 
 def _kept_features(source: Artifact, original: nn.Module, config: RecoverConfig) -> dict[str, Tensor]:

@@ -27,7 +27,7 @@ from hawkeye import artifact
 from hawkeye.compress.optimizer import RelativeMuon
 from hawkeye.config import RecoverConfig
 from hawkeye.errors import ConfigError, DivergenceError, MissingExtraError
-from hawkeye.progress import progress, say
+from hawkeye.progress import judged, progress, say
 
 try:
     from lightning_fabric import Fabric
@@ -153,6 +153,7 @@ def fit_(
             if not lost and (loop.progress() >= loop.next_check() or loop.progress() >= 1):
                 score = judge(loop.average)
                 loop.record(score, loss)
+                judged(min(1.0, loop.progress()), score)
                 lost = rescue is not None and not score <= _WORSE * loop.start_score
                 if not lost:
                     loop.keep_if_better(score)
