@@ -110,7 +110,8 @@ class ByteTracker:
         unsure = np.flatnonzero((detections.score >= self.low) & (detections.score < self.high))
         boxes = self._motion.xyxy().astype(np.float32)
         same = detections.class_id[:, None] == self._class[None, :]  # (N, T)
-        overlap = iou_matrix(detections.xyxy, boxes) * np.where(same, 1, 0 if self.class_aware else _OTHER_CLASS)
+        overlap = iou_matrix(detections.xyxy, boxes)
+        overlap[~same] *= 0 if self.class_aware else _OTHER_CLASS
         fused = overlap * detections.score[:, None]
 
         track_of = np.full(len(detections), -1, np.int64)  # row in the track arrays
