@@ -91,6 +91,9 @@ def add_answers(app: FastAPI) -> None:
         # What was sent is left out: it may hold a password.
         found = [{"where": ".".join(map(str, one["loc"])), "what": one["msg"]} for one in error.errors()[:20]]
         text = "the request cannot be used: " + "; ".join(f"{one['where']}: {one['what']}" for one in found[:3])
+        kind = request.headers.get("content-type", "")
+        if request.method != "GET" and "json" not in kind:
+            text += f"; got: Content-Type {kind[:50] or 'none'}; to mend it: send it as application/json"
         return problem(422, text, path=request.url.path, errors=found)
 
     @app.exception_handler(HTTPException)

@@ -50,7 +50,7 @@ class Batch(Schema):
     results: tuple[Detected | Failed, ...]
 
 
-def detecting(
+async def detecting(
     conf: Annotated[float | None, Query(ge=0, le=1, description="Detections must score more than this.")] = None,
     iou: Annotated[
         float | None, Query(ge=0, le=1, description="Overlap above which the weaker of two boxes is dropped.")

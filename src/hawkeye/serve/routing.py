@@ -1,4 +1,7 @@
-"""What the routes share: who asks, what they may see, and threads for what waits."""
+"""What the routes share: who asks, what they may see, and threads for what waits.
+
+Dependencies are coroutines where they do not wait: FastAPI sends every other one through a thread, request by request.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +23,13 @@ Answer = TypeVar("Answer")
 _SLOW_AT_ONCE = 4  # such as tests of sources, which wait for ten seconds: never all threads that there are
 
 
-def principal_of(connection: HTTPConnection) -> Principal:
+async def principal_of(connection: HTTPConnection) -> Principal:
     """Who asks; the guard has put it there."""
     found: Principal = connection.state.principal
     return found
 
 
-def service_of(connection: HTTPConnection) -> Service:
+async def service_of(connection: HTTPConnection) -> Service:
     """The service."""
     found: Service = connection.app.state.service
     return found
@@ -44,7 +47,7 @@ def needs(role: Role, *statuses: int, **more: Any) -> dict[str, Any]:
         more: further members of the operation in OpenAPI.
     """
 
-    def check(principal: Who) -> None:
+    async def check(principal: Who) -> None:
         principal.need(role)
 
     content = {MEDIA_TYPE: {"schema": PROBLEM_SCHEMA}}
@@ -89,7 +92,7 @@ class Waiting:
         return await to_thread.run_sync(lambda: work(*args, **kwargs), limiter=self._places)
 
 
-def waiting_of(request: Request) -> Waiting:
+async def waiting_of(request: Request) -> Waiting:
     """The threads of this app."""
     found: Waiting = request.app.state.waiting
     return found
