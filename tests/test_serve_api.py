@@ -1,21 +1,16 @@
-"""The API as a client meets it: pictures, limits, counts, KServe's protocol, and its own OpenAPI thrown at it."""
+"""The API as a client meets it: pictures, limits, models, counts."""
 
 from __future__ import annotations
 
-import base64
 import csv
 import io
-import json
-import struct
 import threading
 import time
-import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 pytest.importorskip("fastapi")
@@ -41,16 +36,6 @@ def client(folder: Path) -> Iterator[TestClient]:
                              networks=("127.0.0.0/8",))  # fmt: skip
     with world.client_of(config) as client:
         yield client
-
-
-def bomb(width: int, height: int) -> bytes:
-    """A PNG of a few kilobytes that becomes gigabytes."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
 
 
 # -- pictures ---------------------------------------------------------------------------------------------------------
@@ -81,8 +66,8 @@ def test_detect_finds_what_the_detector_finds_however_the_picture_comes(client: 
         (b"", "", 400, "there is no picture"),
         (b"GIF89a" + bytes(100), "", 400, "not a picture"),
         (world.png(world.scene())[:60], "", 400, "picture"),
-        (bomb(30_000, 30_000), "", 400, "too large"),
-        (bomb(2000, 2000), "", 400, "too large"),
+        (world.bomb(30_000, 30_000), "", 400, "too large"),
+        (world.bomb(2000, 2000), "", 400, "too large"),
         (bytes(300_001), "", 413, "at most 300000 bytes"),
         (world.png(world.scene()), "?classes=rad", 400, "did you mean 'red'"),
         (world.png(world.scene()), "?model=none", 404, "no such model"),
@@ -290,147 +275,6 @@ def test_files_come_from_the_media_folder_only(client: TestClient, folder: Path)
         answer = client.post("/v1/sources", json={"address": address, "name": "f"})
         assert answer.status_code == 400, address
         assert client.post("/v1/sources/test", json={"address": address}).json()["ok"] is False
-
-
-# -- KServe -----------------------------------------------------------------------------------------------------------
-
-
-def test_kserve_finds_what_detect_finds(client: TestClient) -> None:
-    image = world.scene(size=(90, 120))
-    expected = client.post("/v1/detect?conf=0.6", content=world.png(image)).json()["detections"]
-    assert expected
-    pixels = np.ascontiguousarray(image[:, :, ::-1])
-    file = world.png(image)
-    tensor = {"name": "image", "shape": [1, 90, 120, 3], "datatype": "UINT8"}
-    parameters = {"conf": 0.6}
-    as_json = {"id": "7", "parameters": parameters, "inputs": [tensor | {"data": pixels.ravel().tolist()}]}
-    nested = as_json | {"inputs": [tensor | {"data": pixels[None].tolist()}]}
-    as_file = as_json | {"inputs": [{"name": "image", "shape": [1], "datatype": "BYTES",
-                                     "data": [base64.b64encode(file).decode()]}]}  # fmt: skip
-    for path in ("/v2/models/tiny/infer", "/v2/models/tiny/versions/1/infer"):
-        for body in (as_json, nested, as_file):
-            answer = client.post(path, json=body)
-            assert answer.status_code == 200, answer.text
-            found = answer.json()
-            assert (found["id"], found["model_name"], found["model_version"]) == ("7", "tiny", "1")
-            outputs = {output["name"]: output for output in found["outputs"]}
-            assert outputs["boxes"]["shape"] == [len(expected), 4]
-            boxes = np.array(outputs["boxes"]["data"]).reshape(-1, 4)
-            assert np.allclose(boxes, [box["xyxy"] for box in expected], atol=0.01)
-            assert np.allclose(outputs["scores"]["data"], [box["score"] for box in expected], atol=1e-4)
-            assert outputs["class_ids"]["data"] == [box["class_id"] for box in expected]
-            assert outputs["class_names"]["data"] == [box["name"] for box in expected]
-
-
-def test_kserve_takes_and_gives_bytes(client: TestClient) -> None:
-    image = world.scene(size=(90, 120))
-    plain = client.post("/v2/models/tiny/infer", json={"inputs": [
-        {"name": "image", "shape": [1, 90, 120, 3], "datatype": "UINT8", "data": image[:, :, ::-1].ravel().tolist()}]},
-    ).json()  # fmt: skip
-    raw = image[:, :, ::-1].tobytes()
-    file = world.png(image)
-    for kind, shape, data in (("UINT8", [1, 90, 120, 3], raw), ("BYTES", [1], len(file).to_bytes(4, "little") + file)):
-        head = json.dumps({"outputs": [{"name": "boxes", "parameters": {"binary_data": True}}, {"name": "scores"}],
-                           "inputs": [{"name": "image", "shape": shape, "datatype": kind,
-                                       "parameters": {"binary_data_size": len(data)}}]}).encode()  # fmt: skip
-        answer = client.post("/v2/models/tiny/infer", content=head + data,
-                             headers={"Inference-Header-Content-Length": str(len(head)),
-                                      "Content-Type": "application/octet-stream"})  # fmt: skip
-        assert answer.status_code == 200, answer.text
-        length = int(answer.headers["inference-header-content-length"])
-        outputs = json.loads(answer.content[:length])["outputs"]
-        assert [output["name"] for output in outputs] == ["boxes", "scores"]
-        boxes = np.frombuffer(answer.content[length:], "<f4")
-        assert np.allclose(boxes, plain["outputs"][0]["data"])
-        assert outputs[0]["parameters"]["binary_data_size"] == boxes.nbytes
-
-
-_FINE = {"name": "image", "shape": [1, 2, 2, 3], "datatype": "UINT8", "data": [0] * 12}
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        b"",
-        b"{",
-        b"[" * 100_000,
-        json.dumps({"inputs": []}).encode(),
-        json.dumps({"inputs": [_FINE, _FINE]}).encode(),
-        *(json.dumps({"inputs": [_FINE | bad]}).encode() for bad in (
-            {"name": "x"}, {"shape": [2, 2]}, {"shape": [1, 2, 2, 4]}, {"shape": [1, 10**9, 10**9, 3]},
-            {"shape": [1, -1, -12, 3]}, {"data": [0] * 11}, {"data": [256] * 12}, {"data": [-1] * 12},
-            {"data": [0.5] * 12}, {"data": ["a"] * 12}, {"data": [[0], [0, 1]]}, {"data": None},
-            {"parameters": {"binary_data_size": 12}}, {"datatype": "FP32"},
-            {"datatype": "BYTES", "shape": [1], "data": ["%%%"]}, {"datatype": "BYTES", "shape": [1], "data": ["YQ=="]},
-            {"datatype": "BYTES", "shape": [1], "data": [base64.b64encode(bomb(9000, 9000)).decode()]},
-        )),
-        json.dumps({"inputs": [_FINE], "parameters": {"conf": 7}}).encode(),
-        json.dumps({"inputs": [_FINE], "parameters": {"classes": ["elephant"]}}).encode(),
-        json.dumps({"inputs": [_FINE], "outputs": [{"name": "none"}]}).encode(),
-    ],
-)  # fmt: skip
-def test_kserve_refuses_what_is_wrong(client: TestClient, body: bytes) -> None:
-    answer = client.post("/v2/models/tiny/infer", content=body)
-    assert answer.status_code == 400, answer.text
-    assert answer.json()["error"]
-
-
-def test_kserve_metadata(client: TestClient) -> None:
-    assert client.get("/v2").json()["name"] == "hawkeye"
-    found = client.get("/v2/models/tiny").json()
-    assert found == client.get("/v2/models/tiny/versions/1").json()
-    assert found["inputs"][0]["name"] == "image"
-    assert client.get("/v2/models/tiny/ready").json() == {"name": "tiny", "ready": True}
-    assert client.get("/v2/health/ready").json() == {"ready": True}
-    assert client.get("/v2/models/none").status_code == 404
-    assert client.get("/v2/models/none").json()["error"]
-    assert client.get("/v2/models/tiny/versions/2").status_code == 422
-
-
-# -- its own OpenAPI --------------------------------------------------------------------------------------------------
-
-
-def test_nothing_that_the_openapi_allows_is_an_error_of_ours(tmp_path: Path) -> None:
-    schemathesis = pytest.importorskip("schemathesis")
-    requests = pytest.importorskip("requests")
-    from hypothesis import HealthCheck, Phase, given, settings
-
-    config = world.config_of(tmp_path, token=world.token_tables(), max_sources=3)
-    with world.client_of(config) as client:
-        schema = schemathesis.openapi.from_dict(client.get("/openapi.json", headers=world.bearer("admin")).json())
-        counted: dict[int, int] = {}
-        for result in schema.get_all_operations():
-            operation = result.ok()
-            if operation.path.endswith("/mjpeg"):
-                continue  # has no end; see test_serve_live.py
-
-            @settings(
-                max_examples=12,
-                deadline=None,
-                database=None,
-                derandomize=True,
-                phases=[Phase.explicit, Phase.generate],
-                suppress_health_check=list(HealthCheck),
-            )
-            @given(case=operation.as_strategy())
-            def fuzz(case: Any) -> None:
-                try:
-                    sent = requests.Request(**case.as_transport_kwargs(base_url="http://127.0.0.1")).prepare()
-                except (UnicodeError, ValueError, AttributeError, requests.RequestException):
-                    return  # what no HTTP client sends
-                headers = {**sent.headers, **world.bearer("admin")}
-                body = sent.body.encode() if isinstance(sent.body, str) else sent.body
-                answer = client.request(sent.method, f"http://127.0.0.1{sent.path_url}", headers=headers, content=body)
-                # 503 and 501 say what they mean; anything else from 500 on is a mistake of ours.
-                assert answer.status_code < 500 or answer.status_code in (501, 503), (
-                    f"{sent.method} {sent.path_url}: {answer.status_code} {answer.text[:300]}"
-                )
-                counted[answer.status_code] = counted.get(answer.status_code, 0) + 1
-
-            fuzz()
-        assert sum(counted.values()) > 300
-        assert counted[200] > 30, counted
-        assert client.get("/readyz").status_code == 200
 
 
 def test_the_openapi_holds_examples(client: TestClient) -> None:
