@@ -48,6 +48,7 @@ COMMANDS = {
     "report": ("hawkeye.commands:report", "Write the report of a run's folder again."),
     "predict": ("hawkeye.live_commands:predict", "Find objects in pictures, videos and live streams."),
     "count": ("hawkeye.live_commands:count", "Count what crosses lines and enters zones."),
+    "sweep": ("hawkeye.sweep_commands:sweep", "Search settings for the front of accuracy and latency."),
     "batch": ("hawkeye.batch_commands:batch", "Find objects in millions of pictures, on many cores or machines."),
     "serve": ("hawkeye.serve_commands:app", "Serve live detection and counting: web pages and an API."),
     "doctor": ("hawkeye.doctor_commands:doctor", "What this machine can do, and what a model costs here."),

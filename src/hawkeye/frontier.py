@@ -7,7 +7,6 @@ report. At the end all detectors are timed in turns.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +21,8 @@ from hawkeye.evaluate import Matches, drop_interval
 from hawkeye.lazy import lazy
 from hawkeye.progress import say
 from hawkeye.records import AccuracyRecord
+from hawkeye.report_plots import alone, require
 from hawkeye.report_plots import frontier as plot
-from hawkeye.report_plots import require
 from hawkeye.rundir import RunDir
 from hawkeye.runtime import load_runtime
 from hawkeye.timing import in_turns_ms
@@ -131,7 +130,7 @@ def frontier(recipe: Recipe, *, out: Path, smaller: Path | None = None, tools: T
     table = _table(recipe, points, median(times[0]), fp32.map50, missed)
     raw = {"original FP32": times[0], **{point.name: point.times for point in points}}
     write_json(out / "frontier.json", {**table, "raw_ms": raw})
-    write_bytes(out / "frontier.svg", _alone(plot(table["rows"], table["fp32_ms"], table["fp32_map50"])).encode())
+    write_bytes(out / "frontier.svg", alone(plot(table["rows"], table["fp32_ms"], table["fp32_map50"])).encode())
     write_bytes(out / "frontier.md", markdown(table).encode())
     return table
 
@@ -226,13 +225,3 @@ def markdown(table: dict[str, Any]) -> str:
     lines += ["", *(f"- {line}" for line in table["words"]), ""]
     lines.append(f"{where['cpu']}, {table['threads']} threads, {where['os']}; medians of runs in turns, batch 1.")
     return "\n".join(lines) + "\n"
-
-
-_COLOURS = {"ink": "#1b1f24", "soft": "#57606a", "line": "#d0d7de", "accent": "#0969da", "second": "#bc4c00",
-            "s0": "#57606a", "s1": "#8250df", "s2": "#1a7f37", "s3": "#0969da"}  # fmt: skip
-
-
-def _alone(svg: str) -> str:
-    """A drawing of the report's as a file of its own: with colours, size and background."""
-    svg = re.sub(r"var\(--(\w+)\)", lambda found: _COLOURS[found[1]], svg)
-    return svg.replace("<svg ", '<svg style="background:#ffffff;font-family:sans-serif" ', 1)

@@ -30,6 +30,9 @@ _STYLE = {
     "axes.edgecolor": _LINE, "grid.color": _LINE, "axes.spines.top": False, "axes.spines.right": False,
     "axes.grid": True, "grid.linewidth": 0.6, "axes.axisbelow": True, "legend.frameon": False, "legend.fontsize": 9,
 }  # fmt: skip
+# What the variables are where a drawing stands alone.
+_COLOURS = {"ink": "#1b1f24", "soft": "#57606a", "line": "#d0d7de", "accent": "#0969da", "second": "#bc4c00",
+            "s0": "#57606a", "s1": "#8250df", "s2": "#1a7f37", "s3": "#0969da"}  # fmt: skip
 _WIDTH = 5.4  # inches; about as wide as a phone's screen in CSS pixels, so that text stays readable there
 
 
@@ -186,3 +189,28 @@ def frontier(rows: Sequence[Mapping[str, Any]], fp32_ms: float, fp32_map50: floa
         figure.legend(loc="outside lower center", ncols=2)
 
     return _draw("frontier", 4.4, "mAP@0.5 over latency, beside the stock detectors", paint)
+
+
+def sweep(rows: Sequence[Mapping[str, Any]]) -> str:
+    """mAP@0.5 over latency of the trials of a sweep, and the front that none of them beats as a line."""
+    points = [row for row in rows if row["ms"] is not None and row["map50"] is not None]
+    best = sorted((row for row in points if row["front"]), key=lambda row: row["ms"])
+
+    def paint(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        axes.plot([r["ms"] for r in points], [r["map50"] for r in points], "o", color=_SOFT, label="trials")
+        axes.plot([r["ms"] for r in best], [r["map50"] for r in best], "o-", color=_ACCENT, label="front")
+        for row in best:
+            axes.annotate(row["label"], (row["ms"], row["map50"]), (4, -9), textcoords="offset points", fontsize=7,
+                          color=_INK)  # fmt: skip
+        axes.set_xlabel("median latency of the network, ms (left is faster)")
+        axes.set_ylabel("mAP@0.5")
+        figure.legend(loc="outside lower center", ncols=2)
+
+    return _draw("sweep", 4.4, "mAP@0.5 over latency of all trials, and their front", paint)
+
+
+def alone(svg: str) -> str:
+    """A drawing of the report's as a file of its own: with colours, size and background."""
+    svg = re.sub(r"var\(--(\w+)\)", lambda found: _COLOURS[found[1]], svg)
+    return svg.replace("<svg ", '<svg style="background:#ffffff;font-family:sans-serif" ', 1)
