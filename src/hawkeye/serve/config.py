@@ -57,6 +57,8 @@ class ServeConfig(_Settings):
     """Folder of a run or an artefact, an .xml or .onnx, or a model store. Left out, the demo's run."""
     models: tuple[str, ...] = ()
     """More models to choose from; of a run's folder, all its finished results are offered anyway."""
+    follow_s: float = Field(30, ge=0)
+    """Seconds between two looks for a new release in the model store; 0 serves what is chosen, and nothing else."""
     host: str = "127.0.0.1"
     """Address to listen at. Another one than loopback needs a token."""
     port: int = Field(8000, ge=0, le=65535)

@@ -21,6 +21,7 @@ from hawkeye.live import Notice
 from hawkeye.outputs import Result
 from hawkeye.serve.alerts import Alerts
 from hawkeye.serve.config import ServeConfig
+from hawkeye.serve.follow import Follower
 from hawkeye.serve.live import LiveSources
 from hawkeye.serve.metrics import Metrics
 from hawkeye.serve.models import Models
@@ -77,6 +78,7 @@ class Service:
         self._alerts = Alerts(config, self.store)
         self._live = LiveSources(config, self.store, self._models, self.metrics, self._alerts)
         self._runs = Runs(config.runs)
+        self._follower = Follower(config.model, config.follow_s, self.switch_model, self.store)
         self._lock = threading.RLock()  # changes of what is served, one after another
         self._ready = False
 
@@ -93,11 +95,13 @@ class Service:
         self._models.start()
         self._alerts.start()
         self._live.start()
+        self._follower.start()
         self._ready = True
 
     def stop(self) -> None:
         """Let go of everything, with all counts written; within about three seconds."""
         self._ready = False
+        self._follower.stop()
         self._live.stop()
         self._alerts.stop()
         self._models.stop()
