@@ -70,3 +70,20 @@ def test_pages_name_commands_and_options_that_exist(page: str) -> None:
 def test_links_lead_somewhere(page: str) -> None:
     for target in re.findall(r"\]\((?!http)([^)#]+)", (DOCS / page).read_text(encoding="utf-8")):
         assert (DOCS / target).exists(), target
+
+
+def test_the_readme_in_chinese_has_all_that_the_english_one_has() -> None:
+    english, chinese = ((DOCS.parent / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh-CN.md"))
+
+    def commands(text: str) -> list[str]:
+        return [line.partition(" #")[0].strip() for line in re.findall(r"^    (\S.*)$", text, re.MULTILINE)]
+
+    def links(text: str) -> set[str]:
+        return set(re.findall(r"\]\(([^)]+)\)", text)) - {"README.md", "README.zh-CN.md"}
+
+    assert commands(chinese) == commands(english)
+    assert links(chinese) == links(english)
+    assert chinese.count("\n## ") == english.count("\n## ")
+    assert re.findall(r"^\| (`.*?) \|", english, re.MULTILINE) == [
+        row.replace("、", ", ") for row in re.findall(r"^\| (`.*?) \|", chinese, re.MULTILINE)
+    ]
