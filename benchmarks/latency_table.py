@@ -1,12 +1,13 @@
 """How well the table of layer costs predicts whole networks: random prunings, predicted and measured, in INT8.
 
-    python benchmarks/latency_table.py yolov8n.pt --nets 10
+    python benchmarks/latency_table.py yolov8n.pt --nets 10 --out runs/latency-table
 
 Measures the table first where this machine has none yet (minutes). Each unit of coupled channels of each network gets
 a random width, a multiple of 8. All networks run in turns with the original; the least of `--runs` is compared with
 what the table predicts, since the table itself holds the least. The sum of each node's least, by OpenVINO's own
 clock, is compared too: where other work disturbs every whole run, single nodes still come through undisturbed. Run it
-on an idle machine all the same. Prints a Markdown table and then JSON.
+on an idle machine all the same: networks are kept in `--out`, so `--build` makes them beforehand, and what is timed is
+short. Prints a Markdown table and then JSON.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any
 from hawkeye import environment
 from hawkeye.compress import yolo
 from hawkeye.compress.allocate import units_of
+from hawkeye.compress.export import metadata, save_openvino
 from hawkeye.compress.groups import cut_, find_groups, merge_c2f_, split_c2f_
 from hawkeye.compress.latency import networks_of, profile
 from hawkeye.compress.layer_models import network_ms, networks_ms
@@ -43,6 +45,16 @@ def pruned(model: Any, seed: int) -> tuple[Any, dict[str, int]]:
     return model, widths
 
 
+def int8_of(model: Any, imgsz: int, name: str, out: Path) -> Path:
+    """A detector as an INT8 file for timing, made where it is not there yet."""
+    path = out / f"{name}_openvino_model" / f"{name}.xml"
+    if not path.is_file():
+        facts = metadata(yolo.spec_of(model, imgsz), name=name, dynamic=False, int8=True)
+        with tempfile.TemporaryDirectory() as folder:
+            save_openvino(networks_of(model, imgsz, Path(folder))["int8"], out, name, facts)
+    return path
+
+
 def main() -> None:
     """Predict, measure, compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -51,22 +63,24 @@ def main() -> None:
     parser.add_argument("--imgsz", type=int, default=640)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--runs", type=int, default=60)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the networks")
+    parser.add_argument("--build", action="store_true", help="measure the table, make the networks, and end")
     options = parser.parse_args()
     model = yolo.load_checkpoint(options.model).model
     started = time.perf_counter()
     known = profile(model, options.imgsz, threads=options.threads, precisions=("int8",))
     table_s = time.perf_counter() - started
     threads = known.tables["int8"].threads
-    predicted, networks = [known.wholes["int8"].total], []
-    with tempfile.TemporaryDirectory() as folder:
-        networks.append(networks_of(model, options.imgsz, Path(folder))["int8"])
-        for seed in range(options.nets):
-            small, _ = pruned(model, seed)
-            predicted.append(known.of(small, find_groups(small)).ms({}))
-            merge_c2f_(small)
-            networks.append(networks_of(small, options.imgsz, Path(folder))["int8"])
-        measured = networks_ms(networks, threads=threads, runs=options.runs)
-        nodes = [sum(node.ms for node in network_ms(net, threads=threads, runs=options.runs)) for net in networks]
+    predicted, files = [known.wholes["int8"].total], [int8_of(model, options.imgsz, "original", options.out)]
+    for seed in range(options.nets):
+        small, _ = pruned(model, seed)
+        predicted.append(known.of(small, find_groups(small)).ms({}))
+        merge_c2f_(small)
+        files.append(int8_of(small, options.imgsz, f"random-{seed}", options.out))
+    if options.build:
+        return
+    measured = networks_ms(files, threads=threads, runs=options.runs)
+    nodes = [sum(node.ms for node in network_ms(file, threads=threads, runs=options.runs)) for file in files]
     whole = known.wholes["int8"]
     share = (whole.convolutions + whole.moving + whole.rest) / whole.total
     rows = [
