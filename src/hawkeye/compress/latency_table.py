@@ -22,6 +22,9 @@ from hawkeye.errors import ConfigError
 from hawkeye.progress import progress, say
 
 RUNS = 12  # each layer is timed as often, and the least counts
+_AGAIN = 2  # later passes over the layers that are doubtful
+_TOLERANCE = 0.97  # differences below are noise
+_COMPILE = 40  # effort of compiling one layer, in millions of multiply-accumulates of measuring it
 _SCHEMA = 1
 
 
@@ -59,6 +62,10 @@ class Table:
 
     def __contains__(self, shape: Shape) -> bool:
         return shape in self._ms
+
+    def get(self, shape: Shape, default: float) -> float:
+        """What was measured of exactly this layer."""
+        return self._ms.get(shape, default)
 
     @property
     def sha256(self) -> str:
@@ -127,27 +134,55 @@ def wanted(layers: Iterable[Shape], precision: Precision, fixed: Iterable[Shape]
 
 
 def measure_(table: Table, shapes: Iterable[Shape], *, runs: int = RUNS) -> int:
-    """Measure what the table does not hold yet; returns how many that were. Can be killed and goes on."""
-    missing: dict[tuple[int, ...], list[Shape]] = defaultdict(list)
-    for shape in shapes:
-        if shape not in table:
-            missing[(shape.kernel, shape.stride, shape.cin, shape.h, shape.w)].append(shape)
-    count = sum(map(len, missing.values()))
-    if not count:
+    """Measure what the table does not hold yet; returns how many that were. Can be killed and goes on.
+
+    A layer that took longer than a wider one may have met another process at work, for longer than its runs last. Such
+    layers are measured again later, and the least counts; stairs of the kernels are still there then.
+    """
+    shapes = list(shapes)
+    missing = [shape for shape in shapes if shape not in table]
+    if not missing:
         return 0
-    # An hour's bar of equal steps would lie: a layer's time goes with its multiply-accumulates.
-    work = {key: sum(s.h * s.w * s.cin * s.cout * s.kernel**2 for s in group) for key, group in missing.items()}
-    effort = {key: value / 1e6 + 40 * len(missing[key]) for key, value in work.items()}  # compiling one: about 40
-    say(f"measuring {count} layers in {table.precision} on this CPU, {table.threads} threads; kept for later runs")
+    about = f"{table.precision}, {table.threads} threads"
+    say(f"measuring {len(missing)} layers in {about}; kept for later runs")
+    _pass_(table, missing, f"layers in {table.precision}", runs)
+    fresh = set(missing)
+    for number in range(1, _AGAIN + 1):
+        doubtful = [shape for shape in suspects(table, shapes) if shape in fresh]
+        if doubtful:
+            _pass_(table, doubtful, f"layers in {table.precision}, {len(doubtful)} again, {number} of {_AGAIN}", runs)
+    return len(missing)
+
+
+def suspects(table: Table, shapes: Iterable[Shape]) -> list[Shape]:
+    """Measured layers that take longer than one with as many or more channels in and out."""
+    families: dict[tuple[str, int, int, int, int], list[Shape]] = defaultdict(list)
+    for shape in shapes:
+        families[(shape.kind, shape.kernel, shape.stride, shape.h, shape.w)].append(shape)
+    found = []
+    for family in families.values():
+        for shape in family:
+            limit = table.ms(shape) * _TOLERANCE
+            if any(o.cin >= shape.cin and o.cout >= shape.cout and table.ms(o) < limit for o in family if o != shape):
+                found.append(shape)
+    return sorted(found)
+
+
+def _pass_(table: Table, shapes: Iterable[Shape], title: str, runs: int) -> None:
+    groups: dict[tuple[int, ...], list[Shape]] = defaultdict(list)
+    for shape in shapes:
+        groups[(shape.kernel, shape.stride, shape.cin, shape.h, shape.w)].append(shape)
+    # A bar of equal steps would lie: a layer's time goes with its multiply-accumulates, and compiling one with nothing.
+    effort = {key: sum(s.h * s.w * s.cin * s.cout * s.kernel**2 / 1e6 + _COMPILE for s in group)
+              for key, group in groups.items()}  # fmt: skip
     fresh: dict[Shape, float] = {}
-    with progress(f"layers in {table.precision}", round(sum(effort.values()))) as bar:
-        for number, (key, group) in enumerate(missing.items(), 1):
+    with progress(title, round(sum(effort.values()))) as bar:
+        for number, (key, group) in enumerate(groups.items(), 1):
             fresh |= layers_ms(group, table.precision, threads=table.threads, runs=runs)
-            if number % 20 == 0 or number == len(missing):
-                table.put(fresh)
+            if number % 20 == 0 or number == len(groups):
+                table.put({shape: min(ms, table.get(shape, ms)) for shape, ms in fresh.items()})
                 fresh = {}
-            bar.advance(effort[key], note=f"{number} of {len(missing)} inputs")
-    return count
+            bar.advance(effort[key], note=f"{number} of {len(groups)} inputs")
 
 
 def open_table(precision: Precision, threads: int = 0) -> Table:
