@@ -4,7 +4,7 @@
 
 The service runs as `hawkeye serve` does, in a process of its own, and is asked over HTTP on loopback from this process,
 which needs processor time too: what is measured is all that a client on the same machine sees. "Network" is what
-`Detector` spends in the compiled network alone, with the same threads, in turns with the service. Arrivals under load
+`Detector` spends in the compiled network alone, on all cores, in turns with the service. Arrivals under load
 are evenly spaced (`--poisson` makes them random). Prints a table; nothing else should run meanwhile.
 """
 
@@ -44,20 +44,22 @@ def latency(service: Served, detector: Detector, image: Any, jpeg: bytes, count:
             "overhead_p50_ms": percentile(asked, 0.5) - percentile(alone, 0.5)}  # fmt: skip
 
 
-def throughput(service: Served, detector: Detector, image: Any, jpeg: bytes, seconds: float) -> dict[str, Any]:
-    """Two clients that never pause, and the network alone that never pauses, in turns of a second."""
+def throughput(
+    service: Served, detector: Detector, image: Any, jpeg: bytes, seconds: float, clients: int
+) -> dict[str, Any]:
+    """As many clients as there are places, and the network alone, that never pause, in turns of a second."""
     rates: dict[str, list[float]] = {"service": [], "network": []}
-    posters = [Poster(service.port, jpeg) for _ in range(2)]
+    posters = [Poster(service.port, jpeg) for _ in range(clients)]
     for _ in range(max(3, round(seconds / 2))):
         end = time.perf_counter() + 1.0
-        done = [0, 0]
+        done = [0] * clients
 
         def work(index: int, end: float = end, done: list[int] = done) -> None:
             while time.perf_counter() < end:
                 done[index] += posters[index]()[0] == 200
 
         began = time.perf_counter()
-        threads = [threading.Thread(target=work, args=(index,)) for index in range(2)]
+        threads = [threading.Thread(target=work, args=(index,)) for index in range(clients)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -162,13 +164,16 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, help="a real picture, resized to 1280 x 720; else a drawn one")
     parser.add_argument("--seconds", type=float, default=8.0, help="for each part")
     parser.add_argument("--poisson", action="store_true", help="random arrivals instead of even ones")
+    parser.add_argument("--workers", type=int, default=1, help="detectors of the service")
+    parser.add_argument("--threads", type=int, default=0, help="of each of them; the network alone has all cores")
     parser.add_argument("--parts", default="start,latency,throughput,load,idle,live", help="which, with commas")
     parser.add_argument("--out", type=Path, help="write JSON here too")
     options = parser.parse_args()
     parts = options.parts.split(",")
     image = photograph(options.picture, (720, 1280))
     jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes()
-    found: dict[str, Any] = {"picture": {"size": [720, 1280], "jpeg_bytes": len(jpeg)}}
+    found: dict[str, Any] = {"picture": {"size": [720, 1280], "jpeg_bytes": len(jpeg)},
+                             "service": {"workers": options.workers, "threads": options.threads}}  # fmt: skip
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         if "start" in parts:
@@ -178,7 +183,8 @@ def main() -> None:
                     starts.append(service.started_s)
             found["start"] = {"first_s": starts[0], "warm_s": statistics.median(starts[1:])}
         if {"latency", "throughput", "load", "idle"} & set(parts):
-            with served(options.model, folder / "state") as service:
+            settings = {"workers": options.workers, "threads": options.threads}
+            with served(options.model, folder / "state", settings=settings) as service:
                 detector = Detector(options.model)
                 if "idle" in parts:
                     time.sleep(3.0)
@@ -186,7 +192,9 @@ def main() -> None:
                 if "latency" in parts:
                     found["latency"] = latency(service, detector, image, jpeg, round(options.seconds * 30))
                 if "throughput" in parts or "load" in parts:
-                    found["throughput"] = throughput(service, detector, image, jpeg, options.seconds)
+                    found["throughput"] = throughput(
+                        service, detector, image, jpeg, options.seconds, 2 * options.workers
+                    )
                 if "load" in parts:
                     most = found["throughput"]["service_per_s"]
                     for name, share in (("load_70", 0.7), ("load_200", 2.0)):
