@@ -189,6 +189,10 @@ def quantization_step(step: dict[str, Any]) -> str:
     if "map50" in step:
         drop = f" (drop {step['drop']:.2f} points)" if "drop" in step else ""
         parts.append(f"mAP@0.5 {step['map50']:.3f}{drop}")
+    if "judged_drop" in step:
+        parts.append(f"drop on {step['judged_pictures']} training pictures {step['judged_drop']:.2f} points")
+    if "fidelity" in step and step["step"] != "float":
+        parts.append(f"fidelity to float {step['fidelity']:.3f}")
     if "distance" in step:
         parts.append(f"mean score difference from float {step['distance']:.4f}")
     if "latency_ms" in step:

@@ -227,6 +227,7 @@ def post_training(
             task.advance(note=f"{len(counted)} pictures")
         return {INPUT: canvas_of(path, imgsz)[None]}
 
+    quantizers.fold_biases_(model)  # or NNCF corrects none of them
     ignored = int8_checks.decode_of_openvino(model)
     nncf.set_log_level(logging.ERROR)
     with contextlib.redirect_stdout(io.StringIO()):  # its progress bars

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from hawkeye.artifact import Artifact
-from hawkeye.compress import fake_quantize, yolo
+from hawkeye.compress import fake_quantize, ranks, yolo
 from hawkeye.compress.quantizers import Quantization
 from hawkeye.compress.recover import agreement, all_features, distillation
 from hawkeye.compress.training import Batch, Objective, fit_
@@ -112,7 +112,7 @@ class _Rescue:
         return watched
 
     def __call__(self, model: nn.Module) -> Callable[[nn.Module], None]:
-        node, why = _shared_by_ranks(self._blame(model))
+        node, why = ranks.from_first(self._blame(model))  # all must leave out the same
         if node is not None:
             self.excluded.append({"node": node, "why": why})
             say(f"the quantizer of {node} is taken out: {why}")
@@ -148,15 +148,6 @@ class _Rescue:
                 return node, "the first whose values are not finite"
         node = max(order, key=order.__getitem__)
         return node, f"it loses most, {order[node]:.2%} of its map's power"
-
-
-def _shared_by_ranks(found: tuple[str | None, str]) -> tuple[str | None, str]:
-    """What the first of several processes found: all must leave out the same."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return found
-    shared = [found]
-    torch.distributed.broadcast_object_list(shared, src=0)
-    return shared[0]
 
 
 def _range_change(before: Quantization, after: Quantization) -> dict[str, float]:

@@ -203,6 +203,14 @@ def _data(value: openvino.Output) -> NDArray[np.float32]:
 
 
 def _bias_of(node: openvino.Node) -> tuple[openvino.Node, int]:
+    """As `_bias`, where there has to be one."""
+    if (found := _bias(node)) is None:
+        raise ExportError("a convolution has no bias", got=node.get_friendly_name(),
+                          expected="BatchNorm folded into it")  # fmt: skip
+    return found
+
+
+def _bias(node: openvino.Node) -> tuple[openvino.Node, int] | None:
     """The Add behind a convolution and the place of its constant."""
     for target in node.output(0).get_target_inputs():
         add = target.get_node()
@@ -210,7 +218,7 @@ def _bias_of(node: openvino.Node) -> tuple[openvino.Node, int]:
             for i in (0, 1):
                 if _constant(add.input_value(i)) is not None:
                     return add, i
-    raise ExportError("a convolution has no bias", got=node.get_friendly_name(), expected="BatchNorm folded into it")
+    return None
 
 
 def _onnx_name(node: openvino.Node) -> str:
@@ -268,6 +276,25 @@ def write_openvino_(model: openvino.Model, quantization: Quantization) -> None:
             kernel.set_friendly_name(node.input_value(1).get_node().get_friendly_name())
             _set_(node, 1, kernel)
     model.validate_nodes_and_infer_types()
+
+
+def fold_biases_(model: openvino.Model) -> int:
+    """Make each convolution's bias a plain constant; returns how many there are.
+
+    OpenVINO's ONNX reader computes a bias's four dimensions in the graph. NNCF then takes the convolution for one
+    without a bias, and leaves out the correction of biases without a word.
+    """
+    count = 0
+    for node in model.get_ordered_ops():
+        if node.get_type_name() != "Convolution" or (found := _bias(node)) is None:
+            continue
+        add, place = found
+        bias = opset13.constant(_data(add.input_value(place)).reshape(1, -1, 1, 1))
+        bias.set_friendly_name(f"{_onnx_name(node)}/Bias")
+        _set_(add, place, bias)
+        count += 1
+    model.validate_nodes_and_infer_types()
+    return count
 
 
 def _set_(node: openvino.Node, place: int, value: openvino.Node) -> None:
