@@ -156,7 +156,8 @@ def locked(out: Path) -> Iterator[None]:
             if sys.platform == "win32":
                 msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
             else:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # Not flock: a worker of a killed run, forked from it, would hold that for some seconds more.
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise RunDirError(f"{out} is in use", got="another process that works in it",
                               mend="wait for it, or name another --out") from None  # fmt: skip
