@@ -59,7 +59,7 @@ def batch(
     if workers is None and address is not None:
         raise ConfigError("how many workers?", got="--address without --workers", mend="give --workers: as a rule, the "
                           "cluster's cores divided by --threads")  # fmt: skip
-    module, ray = load("hawkeye.scale.batch"), load("hawkeye.scale.ray_batch")
+    module, ray = (load(f"hawkeye.scale.{name}", extra="scale") for name in ("batch", "ray_batch"))
     count = workers or max(1, cpu_count() // threads)
     names = None if classes is None else [name.strip() for name in classes.split(",") if name.strip()]
     done = module.batch(model, pictures, out=out, workers=ray.RayWorkers(count, threads, address), threads=threads,
