@@ -387,13 +387,20 @@ def test_the_report_names_what_is_not_known() -> None:
     assert "--price" in describe(report)
 
 
-def test_a_missing_extra_is_one_line(tmp_path: Path) -> None:
-    """As on a machine without [scale]: Ray cannot be imported."""
-    (tmp_path / "ray.py").write_text("raise ModuleNotFoundError(\"No module named 'ray'\", name='ray')")
-    done = subprocess.run(
-        [sys.executable, "-m", "hawkeye.cli", "batch", "x", "--model", "m", "--out", "o"], text=True,
-        capture_output=True, env={**os.environ, "PYTHONPATH": str(tmp_path)},
-    )  # fmt: skip
+@pytest.mark.parametrize(
+    ("package", "words", "extra"),
+    [
+        ("ray", ["batch", "x", "--model", "m", "--out", "o"], "scale"),
+        ("pyarrow", ["batch", "x", "--model", "m", "--out", "o"], "scale"),
+        ("fsspec", ["list", "--store", "s3://bucket/models"], "store"),
+    ],
+)
+def test_a_missing_extra_is_one_line(package: str, words: list[str], extra: str, tmp_path: Path) -> None:
+    """As on a machine without it: the package cannot be imported."""
+    (tmp_path / f"{package}.py").write_text(f"raise ModuleNotFoundError(\"No module named '{package}'\", "
+                                            f"name='{package}')")  # fmt: skip
+    done = subprocess.run([sys.executable, "-m", "hawkeye.cli", *words], text=True, capture_output=True,
+                          env={**os.environ, "PYTHONPATH": str(tmp_path)})  # fmt: skip
     assert done.returncode == 2
-    assert "pip install 'hawkeye[scale]'" in done.stderr
+    assert f"pip install 'hawkeye[{extra}]'" in done.stderr
     assert "Traceback" not in done.stderr

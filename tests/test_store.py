@@ -376,7 +376,7 @@ def test_a_run_whose_file_was_changed_is_not_released(made: Path, tmp_path: Path
 
 @pytest.fixture
 def remote(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
-    pytest.importorskip("fsspec", reason="needs the [scale] extra")
+    pytest.importorskip("fsspec", reason="needs the [store] extra")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return f"memory://{tmp_path.name}/models"
 

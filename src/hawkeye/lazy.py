@@ -9,13 +9,17 @@ from typing import Any
 from hawkeye.errors import MissingExtraError
 
 # The extra that brings a package; torch and its friends are the rest.
-_EXTRAS = {"fsspec": "scale", "matplotlib": "report", "pyarrow": "parquet", "ray": "scale"} | dict.fromkeys(
+_EXTRAS = {"fsspec": "store", "matplotlib": "report", "pyarrow": "parquet", "ray": "scale"} | dict.fromkeys(
     ("fastapi", "nicegui", "prometheus_client", "python_multipart", "starlette", "uvicorn"), "serve"
 )
 
 
-def load(module: str) -> Any:
+def load(module: str, *, extra: str | None = None) -> Any:
     """Import a module of Hawkeye; a package that it lacks is one line with the command that mends it.
+
+    Args:
+        module: full name.
+        extra: that brings all that the module needs; left out, the one that brings the missing package.
 
     Raises:
         MissingExtraError: an optional package is not installed.
@@ -26,7 +30,7 @@ def load(module: str) -> Any:
         package = (error.name or "").partition(".")[0]
         if package in ("", "hawkeye"):
             raise
-        raise MissingExtraError(_EXTRAS.get(package, "compress"), package) from None
+        raise MissingExtraError(extra or _EXTRAS.get(package, "compress"), package) from None
 
 
 def lazy(module: str, name: str) -> Callable[..., Any]:

@@ -62,6 +62,28 @@ def shown(url: str) -> str:
     return re.sub(r"//[^/@]*@", "//***@", url).partition("?")[0]
 
 
+def filesystem(url: str) -> tuple[Any, str]:
+    """fsspec's filesystem of a URL, and the path in it.
+
+    Raises:
+        MissingExtraError: fsspec is not installed.
+        StoreError: not an address, or its driver is not installed.
+    """
+    try:
+        import fsspec
+    except ModuleNotFoundError:
+        raise MissingExtraError("store", "fsspec") from None
+    try:
+        fs, root = fsspec.core.url_to_fs(url)
+    except ImportError as error:  # fsspec names the package that brings the driver
+        raise StoreError(f"{shown(url)} needs a driver that is not installed", got=error,
+                         mend="pip install what is named there") from None  # fmt: skip
+    except Exception as error:  # drivers raise kinds of their own
+        raise StoreError(f"{shown(url)} is not an address that can be used", got=error,
+                         expected="a folder, or a URL such as s3://bucket/folder") from None  # fmt: skip
+    return fs, str(root)
+
+
 class LocalFiles:
     """A plain folder."""
 
@@ -131,19 +153,8 @@ class RemoteFiles:
     """Any place that fsspec knows, such as `s3://bucket/models`."""
 
     def __init__(self, url: str) -> None:
-        try:
-            import fsspec
-        except ModuleNotFoundError:
-            raise MissingExtraError("scale", "fsspec") from None
         self.url = shown(url)
-        try:
-            self.fs, self.root = fsspec.core.url_to_fs(url)
-        except ImportError as error:  # fsspec names the package that brings the driver
-            raise StoreError(f"{self.url} needs a driver that is not installed", got=error,
-                             mend="pip install what is named there") from None  # fmt: skip
-        except Exception as error:  # drivers raise kinds of their own
-            raise StoreError(f"{self.url} is not the address of a store", got=error,
-                             expected="a folder, or a URL such as s3://bucket/models") from None  # fmt: skip
+        self.fs, self.root = filesystem(url)
 
     def read(self, path: str) -> bytes:
         with self._errors("read"):

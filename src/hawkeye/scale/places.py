@@ -11,11 +11,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, Protocol, TypeVar
+from typing import IO, Protocol, TypeVar
 
 from hawkeye.artifact import write_bytes
-from hawkeye.errors import DataError, MissingExtraError, StorageError, StoreError
-from hawkeye.store_files import shown
+from hawkeye.errors import DataError, StorageError, StoreError
+from hawkeye.store_files import filesystem, shown
 
 _TRIES, _PAUSE_S = 3, 1.0  # services answer "slow down" now and then
 _T = TypeVar("_T")
@@ -105,28 +105,6 @@ class _Remote:
     def remove(self, name: str) -> None:
         with _refusals(self._url, "written"), suppress(FileNotFoundError):
             self._fs.rm_file(f"{self._root}/{name}")
-
-
-def filesystem(url: str) -> tuple[Any, str]:
-    """fsspec's filesystem of a URL, and the path in it.
-
-    Raises:
-        StoreError: not an address, or its driver is not installed.
-        MissingExtraError: fsspec is not installed.
-    """
-    try:
-        import fsspec
-    except ModuleNotFoundError:
-        raise MissingExtraError("scale", "fsspec") from None
-    try:
-        fs, root = fsspec.core.url_to_fs(url)
-    except ImportError as error:  # fsspec names the package that brings the driver
-        raise StoreError(f"{shown(url)} needs a driver that is not installed", got=error,
-                         mend="pip install what is named there") from None  # fmt: skip
-    except Exception as error:  # drivers raise kinds of their own
-        raise StoreError(f"{shown(url)} is not an address that can be used", got=error,
-                         expected="a folder, or a URL such as s3://bucket/pictures") from None  # fmt: skip
-    return fs, str(root)
 
 
 def one_form(url: str) -> str:
