@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import select
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +225,33 @@ def test_bad_options(options: list[str], words: str, tmp_path: Path, capsys: Any
     pytest.importorskip("ray")
     assert cli.run(["sweep", "x.pt", "--out", str(tmp_path / "o"), *options]) == 2
     assert words in capsys.readouterr().err
+
+
+_MEASURES = """
+import os, sys, time
+from hawkeye.scale.sweep import alone_on_this_machine
+with alone_on_this_machine():
+    if len(sys.argv) > 1 and os.fork() == 0:  # as a worker that loads pictures
+        time.sleep(60)
+    print(os.getpid(), flush=True)
+    time.sleep(60 if len(sys.argv) > 1 else 0)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_two_sweeps_never_measure_at_once_and_a_killed_one_lets_go(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", _MEASURES]
+    options: dict[str, Any] = {"stdout": subprocess.PIPE, "env": {**os.environ, "TMPDIR": str(tmp_path)}}
+    with subprocess.Popen([*command, "long"], start_new_session=True, **options) as first:
+        try:
+            assert first.stdout is not None and int(first.stdout.readline()) == first.pid
+            with subprocess.Popen(command, **options) as second:
+                assert second.stdout is not None
+                assert not select.select([second.stdout], [], [], 3.0)[0], "it waits"
+                first.kill()  # its fork lives on
+                assert int(second.stdout.readline()) == second.pid
+        finally:
+            os.killpg(first.pid, signal.SIGKILL)
 
 
 def test_the_head_names_what_is_varied(tmp_path: Path) -> None:

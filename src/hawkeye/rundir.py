@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from hawkeye import __version__
 from hawkeye.artifact import digest, file_sha256, storage_errors, write_json
@@ -153,15 +153,30 @@ def locked(out: Path) -> Iterator[None]:
     out.mkdir(parents=True, exist_ok=True)
     with (out / LOCK).open("w") as file:
         try:
-            if sys.platform == "win32":
-                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-            else:
-                # Not flock: a worker of a killed run, forked from it, would hold that for some seconds more.
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file)
         except OSError:
             raise RunDirError(f"{out} is in use", got="another process that works in it",
                               mend="wait for it, or name another --out") from None  # fmt: skip
         yield
+
+
+def lock(file: IO[Any], *, wait: bool = False) -> None:
+    """Lock a file, open for writing, until it is closed or this process ends, however it ends.
+
+    Raises:
+        OSError: another process has it, and `wait` is false.
+    """
+    if sys.platform == "win32":
+        while True:
+            try:
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+                return
+            except OSError:
+                if not wait:
+                    raise
+            time.sleep(1.0)
+    # Not flock: a worker of a killed run, forked from it, would hold that for some seconds more.
+    fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
 
 
 def check_content(recipe: Recipe, found: dict[str, Any]) -> None:

@@ -33,7 +33,7 @@ from hawkeye.pipeline import Stages, check_inputs, make_plan, optimize
 from hawkeye.progress import progress, say, watched
 from hawkeye.report_plots import alone, require
 from hawkeye.report_plots import sweep as plot
-from hawkeye.rundir import RUN, RunDir, identity, locked
+from hawkeye.rundir import RUN, RunDir, identity, lock, locked
 from hawkeye.scale.front import FrontStopper, front, markdown
 from hawkeye.scale.search import Space, Trial, make_trials
 
@@ -302,15 +302,10 @@ def _told(path: Path) -> Iterator[None]:
 
 @contextmanager
 def alone_on_this_machine() -> Iterator[None]:
-    """Wait until no other sweep measures latency here."""
-    if sys.platform == "win32":
-        yield
-        return
-    import fcntl
-
-    path = Path(tempfile.gettempdir()) / f"hawkeye-latency-{os.getuid()}.lock"
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # the system lets go of it when this process ends, however it ends
+    """Wait until no other sweep of this user measures latency here."""
+    user = "" if sys.platform == "win32" else f"-{os.getuid()}"  # a folder of each user's own, or one for all
+    with (Path(tempfile.gettempdir()) / f"hawkeye-latency{user}.lock").open("w") as file:
+        lock(file, wait=True)
         yield
 
 
