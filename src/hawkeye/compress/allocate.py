@@ -161,13 +161,13 @@ def allocate(
     Raises:
         BoundsError: not reachable even with every width at `align`; states the nearest possible.
     """
+    check_reachable(groups, cost, macs=macs, params=params, align=align)
     if latency is not None:
         return _allocate_timed(groups, cost, scorer, macs=macs, params=params, align=align, latency=latency)
     units = units_of(groups)
     alive = {group.name: torch.ones(group.width, dtype=torch.bool) for unit in units for group in unit}
     widths = {group.name: group.width for unit in units for group in unit}
     start = now = cost.total(widths)
-    check_reachable(groups, cost, macs=macs, params=params, align=align)
     scores: dict[str, Tensor] = {}
     while now[0] > macs or now[1] > params:
         need = (max(0.0, now[0] - macs) / start[0], max(0.0, now[1] - params) / start[1])
@@ -226,7 +226,6 @@ def _allocate_timed(
         return (*cost.total(every), latency.clock.ms(every))
 
     limits = (macs, params, latency.ms)
-    check_reachable(groups, cost, macs=macs, params=params, align=align)
     removal = Removal(units, scorer)
     start = now = costs(removal.widths)
     while any(value > limit for value, limit in zip(now, limits, strict=True)):
