@@ -15,6 +15,7 @@ import browsing
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from hawkeye.artifact import Artifact
     from hawkeye.serve.core import Service
     from hawkeye.serve.security import Security
 
@@ -76,6 +77,22 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from hawkeye.scenes import draw_dataset
 
     return draw_dataset(tmp_path_factory.mktemp("drawn") / "scenes", train=8, val=4, imgsz=128, seed=7)
+
+
+@pytest.fixture(scope="session")
+def tiny_scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """data.yaml of what `tiny_exported` has been made for: 16 training and 2 validation pictures. Not to be changed."""
+    from hawkeye.scenes import draw_dataset
+
+    return draw_dataset(tmp_path_factory.mktemp("tiny") / "scenes", train=16, val=2, imgsz=96, seed=1)
+
+
+@pytest.fixture(scope="session")
+def tiny_exported(tiny_scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """The tiny detector with its checkpoint, ONNX and OpenVINO files; for tests marked `compress`."""
+    import tiny_detector
+
+    return tiny_detector.exported(tiny_scenes, tmp_path_factory.mktemp("exported"))
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,6 @@ import onnx  # noqa: E402
 import openvino  # noqa: E402
 from openvino import opset13  # noqa: E402
 
-import tiny_detector  # noqa: E402
 from hawkeye.compress import calibrate, fake_quantize, int8_checks, qat, quantizers, yolo  # noqa: E402
 from hawkeye.compress.fake_quantize import FakeQuantize  # noqa: E402
 from hawkeye.compress.quantize import quantize  # noqa: E402
@@ -24,41 +23,31 @@ from hawkeye.compress.sensitivity import sensitivity  # noqa: E402
 from hawkeye.config import QuantizeConfig  # noqa: E402
 from hawkeye.data import training_images  # noqa: E402
 from hawkeye.errors import ModelError  # noqa: E402
-from hawkeye.scenes import NAMES, draw_dataset  # noqa: E402
+from hawkeye.scenes import NAMES  # noqa: E402
 from tiny_detector import settings  # noqa: E402
 
 pytestmark = pytest.mark.compress
 
 
 @pytest.fixture(scope="module")
-def scenes(tmp_path_factory):
-    return draw_dataset(tmp_path_factory.mktemp("qat") / "scenes", train=16, val=2, imgsz=96, seed=1)
+def ptq(tiny_exported, tiny_scenes, tmp_path_factory):
+    return quantize(tiny_exported, QuantizeConfig(mode="ptq", data=tiny_scenes), out=tmp_path_factory.mktemp("ptq"))
 
 
 @pytest.fixture(scope="module")
-def exported(scenes, tmp_path_factory):
-    return tiny_detector.exported(scenes, tmp_path_factory.mktemp("exported"))
+def record(tiny_exported, ptq):
+    return quantizers.load(ptq.path("openvino"), tiny_exported.path("onnx"))
 
 
 @pytest.fixture(scope="module")
-def ptq(exported, scenes, tmp_path_factory):
-    return quantize(exported, QuantizeConfig(mode="ptq", data=scenes), out=tmp_path_factory.mktemp("ptq"))
+def float_network(tiny_exported):
+    return yolo.folded(yolo.load_checkpoint(tiny_exported.path("pytorch")).model).eval().requires_grad_(False)
 
 
-@pytest.fixture(scope="module")
-def record(exported, ptq):
-    return quantizers.load(ptq.path("openvino"), exported.path("onnx"))
-
-
-@pytest.fixture(scope="module")
-def float_network(exported):
-    return yolo.folded(yolo.load_checkpoint(exported.path("pytorch")).model).eval().requires_grad_(False)
-
-
-def trained(exported, record, scenes, folder, **more):
-    pictures, _ = training_images(scenes, None)
+def trained(tiny_exported, record, tiny_scenes, folder, **more):
+    pictures, _ = training_images(tiny_scenes, None)
     change = more.pop("change", None)
-    return qat.train(exported, record, settings(scenes, **more), (pictures[4:], []), pictures[:4],
+    return qat.train(tiny_exported, record, settings(tiny_scenes, **more), (pictures[4:], []), pictures[:4],
                      state=folder / "state.pt", **({"change": change} if change else {}))  # fmt: skip
 
 
@@ -140,8 +129,8 @@ def test_gradient_of_a_kernels_scales_is_torchs_own():
     )
 
 
-def test_folding_batchnorm_changes_nothing(exported, float_network):
-    unfolded = yolo.load_checkpoint(exported.path("pytorch")).model
+def test_folding_batchnorm_changes_nothing(tiny_exported, float_network):
+    unfolded = yolo.load_checkpoint(tiny_exported.path("pytorch")).model
     x = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(float_network(x)[0], unfolded(x)[0], atol=2e-3, rtol=1e-3)
 
@@ -168,12 +157,14 @@ def test_record_covers_every_convolution_but_dfl_and_shared_ranges_stay_shared(r
         assert (activation.scale, activation.zero_point) == (first.scale, first.zero_point)
 
 
-def test_calibration_corrects_biases(exported, record, float_network):
+def test_calibration_corrects_biases(tiny_exported, record, float_network):
     """NNCF sees no bias in what OpenVINO's ONNX reader makes of one, and then corrects none, without a word."""
-    model = quantizers.read_ir(exported.path("openvino"))
+    model = quantizers.read_ir(tiny_exported.path("openvino"))
     assert quantizers.fold_biases_(model) == len(record.convolutions)
     x = np.random.default_rng(0).random((1, 3, 64, 64), np.float32)
-    before = openvino.Core().compile_model(str(exported.path("openvino")), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    before = openvino.Core().compile_model(
+        str(tiny_exported.path("openvino")), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    )
     after = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     np.testing.assert_array_equal(before(x)[0], after(x)[0])
     moved = [not np.allclose(conv.bias, float_network.get_submodule(conv.module).bias.numpy(), atol=1e-4)
@@ -181,14 +172,14 @@ def test_calibration_corrects_biases(exported, record, float_network):
     assert sum(moved) > 0.5 * len(moved)
 
 
-def test_torch_openvino_and_onnx_hold_the_same_integers(exported, ptq, record, scenes):
+def test_torch_openvino_and_onnx_hold_the_same_integers(tiny_exported, ptq, record, tiny_scenes):
     agreement = ptq.details["agreement"]
     for pair in ("openvino - onnx", "torch - openvino", "torch - onnx"):
         assert agreement[pair]["candidates"] > 20
         assert agreement[pair]["mean_score"] < 0.01
     graph = onnx.load(ptq.path("onnx"))
     tensors = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.graph.initializer}
-    again = quantizers.load(ptq.path("openvino"), exported.path("onnx"))
+    again = quantizers.load(ptq.path("openvino"), tiny_exported.path("onnx"))
     for node, conv in record.convolutions.items():
         np.testing.assert_array_equal(conv.integers(), again.convolutions[node].integers())
         np.testing.assert_array_equal(conv.integers(), tensors[f"{conv.module}.weight"])
@@ -202,7 +193,7 @@ def test_kernels_in_torch_are_the_integers_of_the_files(float_network, record):
         np.testing.assert_array_equal(integers, record.convolutions[node].integers())
 
 
-def test_changed_ranges_and_kernels_are_written_back(exported, ptq, record, tmp_path):
+def test_changed_ranges_and_kernels_are_written_back(tiny_exported, ptq, record, tmp_path):
     node, name = "/model.1/act/Mul", "/model.2/cv1/conv/Conv"
     changed = record.without(["/model.0/act/Mul"])
     changed.activations[node] = replace(changed.activations[node], scale=changed.activations[node].scale * 1.25)
@@ -211,7 +202,7 @@ def test_changed_ranges_and_kernels_are_written_back(exported, ptq, record, tmp_
     model = quantizers.read_ir(ptq.path("openvino"))
     quantizers.write_openvino_(model, changed)
     openvino.save_model(model, tmp_path / "changed.xml", compress_to_fp16=False)
-    found = quantizers.load(tmp_path / "changed.xml", exported.path("onnx"))
+    found = quantizers.load(tmp_path / "changed.xml", tiny_exported.path("onnx"))
     assert found.activations[node].scale == pytest.approx(changed.activations[node].scale, rel=1e-5)
     assert found.activations[node].zero_point == record.activations[node].zero_point
     np.testing.assert_allclose(found.convolutions[name].bias, conv.bias + 1, rtol=1e-5)
@@ -244,9 +235,9 @@ def coarse(record):
     return replace(record, convolutions=convolutions)
 
 
-def test_training_brings_int8_nearer_to_float(exported, coarse, scenes, tmp_path):
+def test_training_brings_int8_nearer_to_float(tiny_exported, coarse, tiny_scenes, tmp_path):
     record = coarse
-    after, told = trained(exported, record, scenes, tmp_path, steps=16, checks=4)
+    after, told = trained(tiny_exported, record, tiny_scenes, tmp_path, steps=16, checks=4)
     assert told["distance_after"] < 0.9 * told["distance_before"]
     assert not told["gave_up"]
     assert told["excluded"] == []
@@ -257,8 +248,8 @@ def test_training_brings_int8_nearer_to_float(exported, coarse, scenes, tmp_path
     assert zero_points == {n: a.zero_point for n, a in record.activations.items()}
 
 
-def test_frozen_ranges_do_not_move(exported, record, scenes, tmp_path):
-    after, _ = trained(exported, record, scenes, tmp_path, ranges="frozen")
+def test_frozen_ranges_do_not_move(tiny_exported, record, tiny_scenes, tmp_path):
+    after, _ = trained(tiny_exported, record, tiny_scenes, tmp_path, ranges="frozen")
     for node, activation in record.activations.items():
         assert after.activations[node].scale == pytest.approx(activation.scale, rel=1e-6)
     for node, conv in record.convolutions.items():
@@ -279,8 +270,8 @@ def breaking(steps):
     return change
 
 
-def test_after_a_nan_one_map_is_left_in_float_and_named(exported, ptq, coarse, scenes, tmp_path):
-    after, told = trained(exported, coarse, scenes, tmp_path, steps=16, checks=4, change=breaking({3}))
+def test_after_a_nan_one_map_is_left_in_float_and_named(tiny_exported, ptq, coarse, tiny_scenes, tmp_path):
+    after, told = trained(tiny_exported, coarse, tiny_scenes, tmp_path, steps=16, checks=4, change=breaking({3}))
     assert len(told["excluded"]) == 1
     node = told["excluded"][0]["node"]
     assert "%" in told["excluded"][0]["why"]
@@ -294,8 +285,8 @@ def test_after_a_nan_one_map_is_left_in_float_and_named(exported, ptq, coarse, s
     assert set(coarse.readers(node)) <= set(after.in_float())
 
 
-def test_a_killed_training_goes_on_to_the_same_end(exported, coarse, scenes, tmp_path):
-    whole, told = trained(exported, coarse, scenes, tmp_path, steps=6, change=breaking({1}), save_every=0.0)
+def test_a_killed_training_goes_on_to_the_same_end(tiny_exported, coarse, tiny_scenes, tmp_path):
+    whole, told = trained(tiny_exported, coarse, tiny_scenes, tmp_path, steps=6, change=breaking({1}), save_every=0.0)
     (tmp_path / "state.pt").unlink()
     calls = iter(range(10**6))
 
@@ -309,15 +300,15 @@ def test_a_killed_training_goes_on_to_the_same_end(exported, coarse, scenes, tmp
         return until
 
     with pytest.raises(KeyboardInterrupt):
-        trained(exported, coarse, scenes, tmp_path, steps=6, change=killed, save_every=0.0)
-    again, after = trained(exported, coarse, scenes, tmp_path, steps=6, save_every=0.0)
+        trained(tiny_exported, coarse, tiny_scenes, tmp_path, steps=6, change=killed, save_every=0.0)
+    again, after = trained(tiny_exported, coarse, tiny_scenes, tmp_path, steps=6, save_every=0.0)
     assert [c["held_out"] for c in after["curve"]] == pytest.approx([c["held_out"] for c in told["curve"]], rel=1e-4)
     assert [n for n, a in again.activations.items() if a.on] == [n for n, a in whole.activations.items() if a.on]
 
 
 def test_the_map_that_is_not_finite_is_the_one_to_blame(float_network, record):
     model = fake_quantize.mirror(float_network, record, trained=True)
-    rescue = qat._Rescue(record)
+    rescue = qat._Rescue(record, float_network)
     rescue._pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     broken = record.convolutions["/model.4/cv1/conv/Conv"].module
     with torch.no_grad():
@@ -327,18 +318,18 @@ def test_the_map_that_is_not_finite_is_the_one_to_blame(float_network, record):
     assert not fake_quantize.activation_quantizers(model, record)["/model.4/cv1/act/Mul"].on
 
 
-def test_training_that_never_holds_gives_calibrations_result_back(exported, record, scenes, tmp_path):
-    after, told = trained(exported, record, scenes, tmp_path, steps=20, change=breaking(range(10**6)))
+def test_training_that_never_holds_gives_calibrations_result_back(tiny_exported, record, tiny_scenes, tmp_path):
+    after, told = trained(tiny_exported, record, tiny_scenes, tmp_path, steps=20, change=breaking(range(10**6)))
     assert told["gave_up"]
     assert len(told["excluded"]) == 4
     assert after is record
 
 
-def test_sensitivity_orders_layers_by_what_float_would_gain(exported, record, scenes):
+def test_sensitivity_orders_layers_by_what_float_would_gain(tiny_exported, record, tiny_scenes):
     spoilt = replace(record, activations=dict(record.activations))
     node = "/model.22/cv3.0/cv3.0.1/act/Mul"
     spoilt.activations[node] = replace(spoilt.activations[node], scale=spoilt.activations[node].scale / 50)
-    layers = sensitivity(exported, spoilt, training_images(scenes, None)[0][:2])
+    layers = sensitivity(tiny_exported, spoilt, training_images(tiny_scenes, None)[0][:2])
     assert layers[0].name == "/model.22/cv3.0/cv3.0.2/Conv"
     assert layers[0].in_float == (layers[0].name,)
     assert layers[0].gain > 3 * max(0.0, layers[1].gain)

@@ -169,6 +169,63 @@ def test_divergence_for_good_keeps_the_better_weights_found_before(tmp_path):
     assert judge(net.eval()) == pytest.approx(best)
 
 
+@pytest.mark.parametrize(
+    ("scores", "rolled_back"),
+    [
+        pytest.param([1.0, 0.9, 1.6, 0.8, 0.7], [2], id="far below the start, at once"),
+        pytest.param([1.0, float("nan"), 0.9, 0.8, 0.7], [1], id="not a number"),
+        pytest.param([1.0, 1.2, 1.1, 1.05, 0.9], [], id="below, on the way back"),
+        pytest.param([1.0, 1.2, 0.9, 1.2, 0.9], [], id="below, never twice in succession"),
+        pytest.param([1.0, 1.1, 1.1, 0.9, 0.8], [2], id="a small fall that lasts"),
+        pytest.param([1.0, 1.1, 1.2, 1.3, 0.9], [2], id="the first check afterwards has no other to be judged by"),
+        pytest.param([1.0, 0.9, 0.95, 0.99, 0.8], [], id="worse than the best, not than the start"),
+        pytest.param([1.0, 0.9, 0.9, 1.1, 1.2], [], id="at the end there is nothing to go back for"),
+    ],
+)
+def test_a_fall_below_the_start_is_divergence_where_there_is_a_rescue(tmp_path, scores, rolled_back):
+    """Calibration's result must not be lost; a judgement that only passes below it must not cost a layer."""
+    seen, rescued = [], []
+
+    def judged(net):
+        seen.append({k: v.clone() for k, v in net.state_dict().items()})
+        return scores[len(seen) - 1]
+
+    def rescue(net):
+        rescued.append(len(seen) - 1)
+        return lambda network: network.model[2].bias.data.fill_(7.0)
+
+    config = RecoverConfig(optimizer="adamw", steps=12, batch=3, lr=1e-2, checks=4, save_every=0)
+    net = Net()
+    curve, best, _ = fit_(net, SOURCE, towards_one, judged, config, state=tmp_path / "state.pt", title="test",
+                          rescue=rescue)  # fmt: skip
+    assert rescued == rolled_back
+    assert [i for i, point in enumerate(curve) if point.get("rolled_back")] == rolled_back
+    kept = min((s, i) for i, s in enumerate(scores) if s == s and i not in rolled_back)
+    assert best == kept[0]
+    assert same(net.state_dict(), seen[kept[1]])
+    _, calm, _, _ = run(tmp_path / "calm")
+    for i, point in enumerate(curve):
+        assert point["lr"] == pytest.approx(calm[i]["lr"] * 0.5 ** sum(r < i for r in rolled_back))
+
+
+def test_a_roll_back_ends_at_weights_no_worse_than_the_start(tmp_path):
+    scores, objective = iter([1.0, 0.9, 1.1, 1.2, 0.8]), Counting()
+    config = RecoverConfig(optimizer="adamw", steps=12, batch=3, lr=1e-2, checks=4, save_every=0)
+    fit_(Net(), SOURCE, objective, lambda net: next(scores), config, state=tmp_path / "state.pt", title="test",
+         rescue=lambda net: lambda network: None)  # fmt: skip
+    assert same(objective.met[9], objective.met[3])  # judged 1.2 at step 9, 1.1 at 6, 0.9 at 3
+
+
+def test_falls_for_good_are_an_error_when_nothing_better_was_found(tmp_path, capsys):
+    config = RecoverConfig(optimizer="adamw", steps=40, batch=3, lr=1e-2, checks=20, save_every=0)
+    scores = iter([1.0, *[1.1] * 30])
+    with pytest.raises(DivergenceError, match="diverges"):
+        fit_(Net(), SOURCE, towards_one, lambda net: next(scores), config, state=tmp_path / "state.pt", title="test",
+             rescue=lambda net: lambda network: None)  # fmt: skip
+    said = capsys.readouterr().err
+    assert (said.count("rate halved"), said.count("giving up")) == (3, 1)
+
+
 def test_head_stays_as_it_is_while_it_is_frozen(tmp_path):
     objective = Counting()
     run(tmp_path, objective, head_frozen=0.5)

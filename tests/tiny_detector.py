@@ -1,4 +1,4 @@
-"""A tiny detector whose signals reach its outputs, exported; and settings that train it in seconds."""
+"""A tiny detector whose signals reach its outputs, bare and exported; and settings that train it in seconds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hawkeye.data import load_dataset
 from hawkeye.scenes import NAMES
 
 
-def exported(scenes, folder):
+def checkpoint(scenes, folder):
     """Random weights, but signals that differ from place to place: a fresh network's fade out on the way."""
     torch.manual_seed(0)
     model = yolo.build_detector(NAMES, width=0.125, imgsz=64)
@@ -26,7 +26,12 @@ def exported(scenes, folder):
         for batch in list(load_batches(load_dataset(scenes).split("train"), 64, 8)) * 3:
             model(batch)
     yolo.save_checkpoint(folder / "tiny.pt", model, names=NAMES, imgsz=64)
-    return export(folder / "tiny.pt", ExportConfig(data=scenes, tolerance=0.1), out=folder / "out")
+    return folder / "tiny.pt"
+
+
+def exported(scenes, folder):
+    """Its checkpoint, ONNX and OpenVINO files."""
+    return export(checkpoint(scenes, folder), ExportConfig(data=scenes, tolerance=0.1), out=folder / "out")
 
 
 def settings(scenes, **changes):

@@ -77,7 +77,7 @@ def train(
     lessons, objective = distillation(model, original, learn, loaded.names, imgsz, every, settings)
     # In float32: bfloat16 rounds as coarsely as INT8 does, and the files that will be judged know nothing of it.
     judge = agreement(original, held_out[:HELD_OUT], imgsz, device, bfloat16=False)
-    rescue = _Rescue(quantization)
+    rescue = _Rescue(quantization, original)
     say(f"quantization-aware training on {len(learn[0])} labelled and {len(learn[1])} unlabelled pictures, judged on "
         f"{min(HELD_OUT, len(held_out))} held-out training pictures")  # fmt: skip
     told: dict[str, Any] = {"pictures": {"labelled": len(learn[0]), "unlabelled": len(learn[1])}, "gave_up": False}
@@ -89,16 +89,26 @@ def train(
         say(f"{error.summary}: calibration's result stays")
         return quantization, told | {"gave_up": True, "excluded": rescue.excluded}
     trained = fake_quantize.read_back(model.cpu(), quantization)
-    told |= {"curve": curve, "distance_before": start, "distance_after": best, "excluded": rescue.excluded,
+    kept = trained if best < start else quantization
+    # The best may be older than what was tried last.
+    excluded = [item for item in rescue.excluded if not kept.activations[item["node"]].on]
+    told |= {"curve": curve, "distance_before": start, "distance_after": best, "excluded": excluded,
              "range_change": _range_change(quantization, trained)}  # fmt: skip
-    return (trained if best < start else quantization), told
+    return kept, told
 
 
 class _Rescue:
-    """Finds the map whose quantizer is to blame for a divergence, and leaves it in float from then on."""
+    """Finds the map whose quantizer is to blame for a divergence, and leaves it in float from then on.
 
-    def __init__(self, quantization: Quantization) -> None:
-        self.quantization = quantization
+    To blame is the first whose values are not finite, or the one whose rounding error has grown most since calibration.
+
+    Args:
+        quantization: of the calibrated network.
+        original: the float network, on its device.
+    """
+
+    def __init__(self, quantization: Quantization, original: nn.Module) -> None:
+        self.quantization, self.original = quantization, original
         self.excluded: list[dict[str, str]] = []
         self._pixels: Tensor | None = None
 
@@ -125,11 +135,22 @@ class _Rescue:
         return change
 
     def _blame(self, model: nn.Module) -> tuple[str | None, str]:
+        if self._pixels is None or not (now := self._errors(model)):
+            return None, ""
+        for node, error in now.items():
+            if error == math.inf:
+                return node, "the first whose values are not finite"
+        calibrated = fake_quantize.mirror(self.original, self.quantization, trained=False)
+        start = self._errors(calibrated.to(self._pixels.device))
+        node = max(now, key=lambda node: now[node] / max(start[node], 1e-12))
+        return node, f"rounding takes {now[node]:.2%} of its map's power, {start[node]:.2%} after calibration"
+
+    def _errors(self, model: nn.Module) -> dict[str, float]:
+        """Share of each map's power that is lost in its quantizer, in order of execution."""
+        assert self._pixels is not None
         quantizers = fake_quantize.activation_quantizers(model, self.quantization)
         on = {node: quantizer for node, quantizer in quantizers.items() if quantizer.on}
-        if not on or self._pixels is None:
-            return None, ""
-        order: dict[str, float] = {}  # error of each quantizer, in order of execution
+        order: dict[str, float] = {}
         of = {id(quantizer): node for node, quantizer in reversed(on.items())}  # shared ones count once
 
         def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -143,11 +164,7 @@ class _Rescue:
             model(self._pixels[:2].float().div(255).contiguous(memory_format=torch.channels_last))
         for hook in hooks:
             hook.remove()
-        for node, error in order.items():
-            if error == math.inf:
-                return node, "the first whose values are not finite"
-        node = max(order, key=order.__getitem__)
-        return node, f"it loses most, {order[node]:.2%} of its map's power"
+        return order
 
 
 def _range_change(before: Quantization, after: Quantization) -> dict[str, float]:

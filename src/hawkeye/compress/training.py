@@ -37,8 +37,8 @@ except ImportError as error:  # pragma: no cover - depends on the installation
 
 _MAX_ROLLBACKS = 3
 _SPIKE = 4.0  # a loss this many times its running mean is divergence
-# So is a judgement this many times the start's, where the start must not be lost. On the way to something better it
-# rises by a fifth by itself, while the rate is at its peak.
+# So is, at once, a judgement this many times the start's, where the start must not be lost. A smaller fall has until
+# the next check: on the way to something better the judgement rises by a fifth by itself, at the peak of the rate.
 _WORSE = 1.5
 
 Batch = dict[str, Any]
@@ -109,8 +109,8 @@ def fit_(
         state: file to resume from; removed by the caller when its stage is done.
         title: of the progress bar.
         exact: names of the state that the averaged weights take over as it is.
-        rescue: given, a judgement that is worse than the start's counts as divergence as well, and after each
-            roll-back the network is changed by it.
+        rescue: given, a lasting fall of the judgement below the start's counts as divergence as well
+            (`_Loop.has_fallen`), and after each roll-back the network is changed by it.
 
     Returns:
         The curve (one entry a check), the best and the starting judgement.
@@ -133,7 +133,7 @@ def fit_(
     loop = _Loop(fabric, model, config, exact, rescue)
     loop.resume(state)
     if loop.start_score is None:
-        loop.start_score = loop.best_score = judge(loop.average)
+        loop.start_score = loop.best_score = float(fabric.broadcast(judge(loop.average)))
         loop.record(loop.start_score, math.nan)
     data = torch.utils.data.DataLoader(
         _Keyed(source.dataset),
@@ -151,11 +151,14 @@ def fit_(
             loss = loop.update(objective, batch)
             lost = loop.diverged(loss)
             if not lost and (loop.progress() >= loop.next_check() or loop.progress() >= 1):
-                score = judge(loop.average)
+                # One figure for all ranks, or one could go back alone and leave the others waiting.
+                score = float(fabric.broadcast(judge(loop.average)))
                 loop.record(score, loss)
                 judged(min(1.0, loop.progress()), score)
-                lost = rescue is not None and not score <= _WORSE * loop.start_score
-                if not lost:
+                lost = rescue is not None and loop.progress() < 1 and loop.has_fallen()
+                if lost:
+                    loop.curve[-1]["rolled_back"] = True
+                else:
                     loop.keep_if_better(score)
             if lost:
                 if not loop.roll_back():
@@ -278,6 +281,19 @@ class _Loop:
         self.mean_loss = loss if self.mean_loss is None else 0.95 * self.mean_loss + 0.05 * loss
         return False
 
+    def has_fallen(self) -> bool:
+        """Whether the newest judgement is a fall below the start that is not just passing.
+
+        It is far below; or, after the warm-up, the second in succession below, and no better than the first.
+        """
+        assert self.start_score is not None
+        before, now = self.curve[-2], self.curve[-1]
+        score, last = now["held_out"], before["held_out"]
+        if not score <= _WORSE * self.start_score:
+            return True
+        lasting = last > self.start_score and not before.get("rolled_back") and score >= last
+        return self.progress() > self.config.warmup and lasting and score > self.start_score
+
     def roll_back(self) -> bool:
         """Last good weights, half the rate; False when that has been done too often."""
         self.rollbacks += 1
@@ -299,7 +315,9 @@ class _Loop:
     def keep_if_better(self, score: float) -> None:
         if score < self.best_score:
             self.best_score, self.best = score, _copy(self.average.state_dict())
-        self.good = self._snapshot()
+        assert self.start_score is not None
+        if self.rescue is None or score <= self.start_score:  # a roll-back must not end below the start
+            self.good = self._snapshot()
 
     def record(self, score: float, loss: float) -> None:
         self.curve.append({"step": self.step, "seconds": round(self.elapsed, 1), "held_out": score, "lr": self.rate,
