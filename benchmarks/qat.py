@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,14 +85,14 @@ class Study:
         self.rows.append(row)
 
 
-def case(study: Study, name: str, source: Artifact, settings: dict[str, Any]) -> None:
-    """Float, calibration and training of one network."""
+def case(study: Study, name: str, source: Artifact, modes: Sequence[str], settings: dict[str, Any]) -> None:
+    """Float, and what was asked for of calibration and training, of one network."""
     spec = source.spec
     float_stem = f"{name.split('-')[0]}-float"
     study.accuracy(float_stem, open_file(source.path("openvino"), runtime="openvino-f32", spec=spec))
     if all(row["stem"] != float_stem for row in study.rows):
         study.add(f"{name}, float", float_stem, None, source.path("openvino"))
-    for mode in ("ptq", "qat"):
+    for mode in modes:
         config = QuantizeConfig(data=study.data, mode=mode, **settings)
         made = quantize(source, config, out=study.out / name / mode)
         stem = f"{name}-{mode}"
@@ -140,20 +141,23 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=1200.0, help="seconds of training for each case")
     parser.add_argument("--steps", type=int, help="train for this many steps instead, on a machine with other work")
     parser.add_argument("--cases", default=",".join(CASES), help="which of them, with commas; all by default")
+    parser.add_argument("--modes", default="ptq,qat", help="which of calibration and training, with commas")
+    parser.add_argument("--batch", type=int, default=QuantizeConfig().batch, help="pictures a step")
     parser.add_argument("--peer", action="store_true", help="also export with Ultralytics, on a copy of the model")
     args = parser.parse_args()
     study = Study(args.data, args.out)
     made = import_original(args.model, imgsz=args.imgsz, out=args.out / "original" / "checkpoint")
     source = export(made, ExportConfig(data=args.data, imgsz=args.imgsz), out=args.out / "original" / "export")
-    length = {"budget": args.budget, "steps": args.steps}
+    length = {"budget": args.budget, "steps": args.steps, "batch": args.batch}
+    modes = args.modes.split(",")
     if "original" in args.cases.split(","):
-        case(study, "original", source, length)
+        case(study, "original", source, modes, length)
     if "original-one-scale-a-layer" in args.cases.split(","):
-        case(study, "original-one-scale-a-layer", source, length | {"per_channel": False})
+        case(study, "original-one-scale-a-layer", source, modes, length | {"per_channel": False})
     if args.pruned is not None and "pruned" in args.cases.split(","):
         pruned = export(Artifact.load(args.pruned), ExportConfig(data=args.data, imgsz=args.imgsz),
                         out=args.out / "pruned" / "export")  # fmt: skip
-        case(study, "pruned", pruned, length)
+        case(study, "pruned", pruned, modes, length)
     if args.peer:
         peer(study, args.model, source, len(load_dataset(args.data).split("train")))
     rows = study.rows

@@ -213,8 +213,24 @@ def cpu_notes(pictures: int, bits: int | None) -> tuple[list[str], int]:
     return found, bits or 7
 
 
+def parameters_of(config: QuantizeConfig, bits: int) -> AdvancedQuantizationParameters:
+    """How NNCF calibrates; `benchmarks/calibration.py` compares the ways."""
+    return AdvancedQuantizationParameters(
+        # The first layer's weights have 7 bits in any case: its sums are the largest, and it costs nothing.
+        overflow_fix=nncf.OverflowFix.ENABLE if bits == 7 else nncf.OverflowFix.FIRST_LAYER,
+        weights_quantization_params=QuantizationParameters(per_channel=config.per_channel),
+    )
+
+
 def post_training(
-    model: openvino.Model, pictures: Sequence[Path], config: QuantizeConfig, imgsz: int, bits: int, task: Task
+    model: openvino.Model,
+    pictures: Sequence[Path],
+    config: QuantizeConfig,
+    imgsz: int,
+    bits: int,
+    task: Task,
+    *,
+    parameters: AdvancedQuantizationParameters | None = None,
 ) -> openvino.Model:
     """NNCF's post-training quantization with its chatter off; `task` advances once per picture."""
     random.seed(config.seed)
@@ -239,9 +255,5 @@ def post_training(
             subset_size=len(pictures),
             fast_bias_correction=True,
             ignored_scope=nncf.IgnoredScope(names=ignored),
-            advanced_parameters=AdvancedQuantizationParameters(
-                # The first layer's weights have 7 bits in any case: its sums are the largest, and it costs nothing.
-                overflow_fix=nncf.OverflowFix.ENABLE if bits == 7 else nncf.OverflowFix.FIRST_LAYER,
-                weights_quantization_params=QuantizationParameters(per_channel=config.per_channel),
-            ),
+            advanced_parameters=parameters or parameters_of(config, bits),
         )
