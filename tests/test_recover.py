@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 import subprocess
@@ -13,10 +14,12 @@ torch = pytest.importorskip("torch")
 for _package in ("ultralytics", "lightning_fabric", "torch_pruning"):
     pytest.importorskip(_package)
 
+import tiny_detector  # noqa: E402
 from hawkeye.artifact import Artifact  # noqa: E402
 from hawkeye.compress import yolo  # noqa: E402
-from hawkeye.compress.prune import load_batches, prune  # noqa: E402
-from hawkeye.compress.recover import distillation_loss, recover, train  # noqa: E402
+from hawkeye.compress.prune import prune  # noqa: E402
+from hawkeye.compress.recover import distillation_loss, outputs_of, recover, train  # noqa: E402
+from hawkeye.compress.trunk import SharedTrunk, untouched  # noqa: E402
 from hawkeye.config import PruneConfig, RecoverConfig  # noqa: E402
 from hawkeye.data import load_dataset  # noqa: E402
 from hawkeye.errors import DataError, ModelError  # noqa: E402
@@ -35,21 +38,9 @@ def scenes(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def original(scenes, tmp_path_factory):
-    """Random weights, but signals that differ from place to place: a fresh network's fade out on the way."""
-    torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("original")
-    model = yolo.build_detector(NAMES, width=0.125, imgsz=64)
-    for branch in model.model[-1].cv3:
-        torch.nn.init.normal_(branch[-1].weight, std=0.5)
-        torch.nn.init.constant_(branch[-1].bias, -2.0)
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum, module.eps = 0.5, 1e-5
-    with torch.no_grad():
-        for batch in list(load_batches(load_dataset(scenes).split("train"), 64, 8)) * 3:
-            model(batch)
-    yolo.save_checkpoint(folder / "tiny.pt", model, names=NAMES, imgsz=64)
-    return yolo.import_original(folder / "tiny.pt", imgsz=64, out=folder / "out")
+    path = tiny_detector.checkpoint(scenes, folder)
+    return yolo.import_original(path, imgsz=64, out=folder / "out")
 
 
 @pytest.fixture(scope="module")
@@ -354,3 +345,42 @@ def test_another_network_teaches_scores_and_boxes(pruned, scenes, tmp_path):
     other = yolo.import_original(tmp_path / "other.pt", imgsz=64, out=tmp_path / "other")
     with pytest.raises(ModelError, match="does not fit"):
         recover(pruned, config, teacher=other, out=tmp_path / "refused")
+
+
+def test_the_teacher_goes_on_from_the_trunk_that_the_student_has_computed(original):
+    teacher = yolo.load_checkpoint(original.path("pytorch")).model
+    student = copy.deepcopy(teacher).eval()
+    with torch.no_grad():
+        student.model[9].cv2.conv.weight.mul_(1.5)
+    assert untouched(teacher, teacher) == len(teacher.model) - 1
+    assert untouched(student, teacher) == 9
+    before = copy.deepcopy(student.state_dict())
+    folded = yolo.folded(teacher).requires_grad_(False).eval()
+    trunk = SharedTrunk(student, folded, untouched(student, teacher))
+    assert "model.8.cv2" in trunk and "model.9.cv2" not in trunk
+    pixels = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), outputs_of(student, trunk.maps) as found:
+        mine = student(pixels)[1]
+        theirs, wanted = trunk.teach(found)[1], folded(pixels)[1]
+    for name in ("scores", "boxes"):
+        torch.testing.assert_close(theirs[name], wanted[name])
+        assert not torch.allclose(mine[name], wanted[name])
+    trunk.release_()
+    assert same(before, student.state_dict())
+
+
+def test_what_pruning_has_not_touched_stays_as_it_is_and_the_rest_learns(original, scenes, tmp_path):
+    def late(groups, cost, scorer, **bounds):
+        chosen = [g for g in groups if not g.protected and all(int(p.split(".")[1]) > 14 for p in g.producers)]
+        return {group.name: torch.arange(group.width // 2) for group in chosen}
+
+    config = PruneConfig(data=scenes, method="l1", flops=0.9, params=0.9)
+    source = prune(original, config, out=tmp_path / "pruned", allocator=late)
+    result = recover(source, settings(data=scenes, steps=12, lr=3e-3), teacher=original, out=tmp_path / "kept")
+    before, after, first = (weights(artifact) for artifact in (source, result, original))
+    layers = {name: int(name.split(".")[1]) for name in after}
+    assert all(torch.equal(after[name], first[name]) for name, layer in layers.items() if layer < 15)
+    assert any(not torch.equal(after[name], before[name]) for name, layer in layers.items() if layer > 15)
+    trained = recover(source, settings(data=scenes, steps=12, lr=3e-3, trunk="trained"), teacher=original, out=tmp_path / "trained")
+    moved = weights(trained)
+    assert any(not torch.equal(moved[name], first[name]) for name, layer in layers.items() if layer < 15)

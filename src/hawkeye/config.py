@@ -106,7 +106,7 @@ class RecoverConfig(StageConfig):
     """Wall clock for training, as 90s, 60m or 1.5h."""
     steps: Annotated[int, Field(ge=1)] | None = None
     """Stop after this many steps instead of by the clock; makes a run repeatable to the bit."""
-    batch: Annotated[int, Field(ge=1)] = 8
+    batch: Annotated[int, Field(ge=1)] = 2
     """Pictures per step; many small steps win over few large ones."""
     optimizer: Literal["muon", "adamw"] = "muon"
     """Muon with steps relative to each layer's own scale, or AdamW."""
@@ -128,6 +128,8 @@ class RecoverConfig(StageConfig):
     """Decay of the averaged weights that are kept."""
     freeze_bn: bool = True
     """Keep BatchNorm's running statistics as they are."""
+    trunk: Literal["kept", "trained"] = "kept"
+    """Keep the leading layers that pruning has not touched as they are, at half the time a step, or train them too."""
     holdout: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
     """Share of the training pictures set aside to choose the best weights on."""
     checks: Annotated[int, Field(ge=1)] = 10

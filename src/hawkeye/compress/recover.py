@@ -24,6 +24,7 @@ from hawkeye.artifact import Artifact
 from hawkeye.compress import yolo
 from hawkeye.compress.prune import load_batches
 from hawkeye.compress.training import Batch, Objective, Source, first_rank, fit_, mean_over_ranks, wait_for_all
+from hawkeye.compress.trunk import SharedTrunk, untouched
 from hawkeye.config import RecoverConfig
 from hawkeye.data import load_dataset, split_holdout, training_images
 from hawkeye.errors import DataError, ModelError
@@ -122,17 +123,21 @@ def recover(source: Artifact, config: RecoverConfig, *, teacher: Artifact, out: 
     model = loaded.model.requires_grad_(True)
     yolo.freeze_statistics_(model, config.freeze_bn)
     model.model[-1].dfl.requires_grad_(False)
-    original = yolo.folded(yolo.load_checkpoint(teacher.path("pytorch")).model).requires_grad_(False).eval()
+    unfolded = yolo.load_checkpoint(teacher.path("pytorch")).model
+    original = yolo.folded(unfolded).requires_grad_(False).eval()
     original.to(config.device, memory_format=torch.channels_last)
     _check_teacher(original, loaded.model, teacher)
     kept = _kept_features(source, original, config) if config.teacher is None else {}
+    trunk = _shared_trunk(model, unfolded, original, source, config)
+    if trunk is not None:
+        kept = {name: index for name, index in kept.items() if name not in trunk}
     learn_l, judge_l = split_holdout(labelled, config.holdout, config.seed) if labelled else ([], [])
     learn_u, judge_u = split_holdout(unlabelled, config.holdout, config.seed) if unlabelled else ([], [])
     if not learn_l + learn_u:
         raise DataError("too few pictures to learn from", got=len(labelled) + len(unlabelled),
                         expected="at least 2, one of which is set aside to choose the best weights on")  # fmt: skip
     names = loaded.names
-    lessons, objective = distillation(model, original, (learn_l, learn_u), names, imgsz, kept, config)
+    lessons, objective = distillation(model, original, (learn_l, learn_u), names, imgsz, kept, config, trunk)
     say(f"recovering on {len(learn_l)} labelled and {len(learn_u)} unlabelled pictures, "
         f"judged on {min(64, len(judge_l) + len(judge_u))} held-out training pictures")  # fmt: skip
     judge = agreement(original, (judge_l + judge_u)[:64], imgsz, config.device)
@@ -142,6 +147,8 @@ def recover(source: Artifact, config: RecoverConfig, *, teacher: Artifact, out: 
         wait_for_all()
         return Artifact.load(out)
     target = out / "recovered.pt"
+    if trunk is not None:
+        trunk.release_()
     yolo.freeze_statistics_(model, False)
     yolo.save_checkpoint(target, model.cpu(), names=names, imgsz=imgsz)
     result = Artifact.create(
@@ -165,6 +172,7 @@ def distillation(
     imgsz: int,
     kept: Mapping[str, Tensor],
     config: RecoverConfig,
+    trunk: SharedTrunk | None = None,
 ) -> tuple[Source, Objective]:
     """What to learn from, and the loss: distance from the original, and the detection loss where there are labels.
 
@@ -176,6 +184,7 @@ def distillation(
         imgsz: side of a sample in pixels.
         kept: for modules of both, the teacher's output channels that the student has kept; their maps are compared.
         config: weights of the parts, mosaic, device.
+        trunk: layers that both share.
     """
     labelled, unlabelled = pictures
     data = _Mixed(labelled, unlabelled, names, imgsz, config.mosaic)
@@ -183,10 +192,10 @@ def distillation(
 
     def objective(student: nn.Module, batch: Batch) -> Tensor:
         pixels = _pixels(batch["img"])
-        with torch.no_grad(), torch.autocast(config.device, torch.bfloat16), outputs_of(original, kept) as theirs:
-            wanted = original(pixels)[1]
-        with outputs_of(model, kept) as mine:
+        with outputs_of(model, [*kept, *(trunk.maps if trunk else ())]) as mine:
             got = student(pixels)
+        with torch.no_grad(), torch.autocast(config.device, torch.bfloat16), outputs_of(original, kept) as theirs:
+            wanted = (trunk.teach(mine) if trunk else original(pixels))[1]
         maps = [{**raw, "feats": [found[name] for name in kept]} for raw, found in ((got, mine), (wanted, theirs))]
         loss = distillation_loss(*maps, config.features, list(kept.values()))
         if detection is not None and batch["labelled"].any():
@@ -314,6 +323,18 @@ def _check_teacher(teacher: nn.Module, student: nn.Module, named: Artifact) -> N
         raise ModelError(f"the teacher {named.root} does not fit", got=f"{len(theirs[0])} classes, {theirs[1:]}",
                          expected=f"the {len(ours[0])} classes of the student, {ours[1:]}",
                          mend="name a detector of the same family, trained on the same classes")  # fmt: skip
+
+
+def _shared_trunk(model: nn.Module, teacher: nn.Module, original: nn.Module, source: Artifact,
+                  config: RecoverConfig) -> SharedTrunk | None:  # fmt: skip
+    """Of a pruned student and the detector that it was pruned from; there must be something else left to train."""
+    if config.trunk == "trained" or config.teacher is not None or source.name == "original":
+        return None
+    length = untouched(model, teacher)
+    if not length:
+        return None
+    say(f"{length} of {len(model.model)} layers are as they were: they stay so, and are computed once for both")
+    return SharedTrunk(model, original, length)
 
 
 def _kept_features(source: Artifact, original: nn.Module, config: RecoverConfig) -> dict[str, Tensor]:
