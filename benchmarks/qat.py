@@ -4,8 +4,8 @@
 
 Cases: the original; the original with one scale a layer's weights, which is hard on calibration; and a pruned
 checkpoint, if one is given. Each is exported, calibrated, and trained behind fake quantization, judged on the
-validation pictures in OpenVINO and, for INT8, in ONNX Runtime and PyTorch as well. With --peer also Ultralytics' own
-INT8 export of the original, on the same pictures. Latencies are measured in turns at the end.
+validation pictures in OpenVINO and, for INT8, in ONNX Runtime and PyTorch as well. Latencies are measured in turns at
+the end. `benchmarks/peer_int8.py` compares with Ultralytics.
 
 Everything finished is kept under --out: start the same command again to go on. The table is printed last, as Markdown,
 and kept as results.md and results.json.
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -109,28 +108,6 @@ def case(study: Study, name: str, source: Artifact, modes: Sequence[str], settin
                   seconds=made.seconds, qat=made.details.get("qat"))  # fmt: skip
 
 
-def peer(study: Study, model: Path, source: Artifact, images: int) -> None:
-    """Ultralytics' own INT8 export for OpenVINO, calibrated on the same training pictures."""
-    from ultralytics import YOLO
-
-    folder = study.out / "ultralytics"
-    if not list(folder.glob("*_openvino_model/*.xml")):
-        import yaml
-
-        # Its export calibrates on `val`, which is what is measured here, so training pictures stand in its place.
-        content = yaml.safe_load(study.data.read_text())
-        content["path"] = str(study.data.parent.resolve())
-        content["val"] = content["train"]
-        write_bytes(folder / "calibration.yaml", yaml.safe_dump(content).encode())
-        shutil.copyfile(model, folder / model.name)
-        YOLO(str(folder / model.name)).export(format="openvino", int8=True, imgsz=source.spec.imgsz,
-                                              data=str(folder / "calibration.yaml"),
-                                              fraction=min(1.0, 300 / images))  # fmt: skip
-    xml = next(folder.glob("*_openvino_model/*.xml"))
-    study.accuracy("ultralytics-int8", open_file(xml, runtime="openvino-int8", spec=source.spec))
-    study.add("original, Ultralytics' INT8 export", "ultralytics-int8", "original-float", xml)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
@@ -143,7 +120,6 @@ def main() -> None:
     parser.add_argument("--cases", default=",".join(CASES), help="which of them, with commas; all by default")
     parser.add_argument("--modes", default="ptq,qat", help="which of calibration and training, with commas")
     parser.add_argument("--batch", type=int, default=QuantizeConfig().batch, help="pictures a step")
-    parser.add_argument("--peer", action="store_true", help="also export with Ultralytics, on a copy of the model")
     args = parser.parse_args()
     study = Study(args.data, args.out)
     made = import_original(args.model, imgsz=args.imgsz, out=args.out / "original" / "checkpoint")
@@ -158,8 +134,6 @@ def main() -> None:
         pruned = export(Artifact.load(args.pruned), ExportConfig(data=args.data, imgsz=args.imgsz),
                         out=args.out / "pruned" / "export")  # fmt: skip
         case(study, "pruned", pruned, modes, length)
-    if args.peer:
-        peer(study, args.model, source, len(load_dataset(args.data).split("train")))
     rows = study.rows
     int8 = [row for row in rows if not row["stem"].endswith("-float")]
     for row, ms in zip(int8, latencies_ms([Path(row["file"]) for row in int8], source.spec), strict=True):
