@@ -20,7 +20,7 @@ from openvino import opset13
 from openvino.preprocess import ColorFormat, PrePostProcessor
 
 from hawkeye.artifact import ModelSpec
-from hawkeye.environment import cpu_count
+from hawkeye.environment import affinity, cpu_count
 from hawkeye.errors import ModelError
 from hawkeye.records import RuntimeName
 from hawkeye.runtime import check_output, spec_beside, spec_from_metadata
@@ -306,7 +306,9 @@ def _head_constants(spec: ModelSpec) -> dict[str, NDArray[np.float32]]:
 def _compile(
     model: ov.Model, path: Path, hint: str | None, threads: int, mode: str, cache_dir: Path | None
 ) -> ov.CompiledModel:
-    options: dict[str, Any] = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": mode}
+    # Threads that are tied to cores begin with the first one, in every process: several workers would share it.
+    options: dict[str, Any] = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": mode,
+                               "ENABLE_CPU_PINNING": threads >= affinity()}  # fmt: skip
     if hint is not None:
         options["INFERENCE_PRECISION_HINT"] = hint
     if cache_dir is not None:
