@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,7 @@ import pyarrow.parquet as pq  # noqa: E402
 import tiny_ir  # noqa: E402
 from hawkeye.errors import ConfigError, DataError, HawkeyeError, ModelError, RunDirError, StorageError, StoreError  # noqa: E402
 from hawkeye.predict import predict  # noqa: E402
+from hawkeye.runtime.detector import Detector  # noqa: E402
 from hawkeye.scale import listing, places, worker  # noqa: E402
 from hawkeye.scale.batch import InProcess, batch, costs, describe  # noqa: E402
 
@@ -369,6 +371,28 @@ def test_a_picture_that_kills_every_worker_is_found_and_listed(model: Path, tmp_
 
 
 # -- report ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="needs Linux")
+def test_a_worker_of_one_thread_is_tied_to_no_core(model: Path) -> None:
+    """OpenVINO by itself ties threads to cores from the first one on: all workers would share that one."""
+    mine, tid = os.sched_getaffinity(0), threading.get_native_id()
+    if len(mine) == 1:
+        pytest.skip("needs two cores")
+    detector, picture = Detector(model, threads=1), np.zeros((64, 64, 3), np.uint8)
+    seen, over = [], threading.Event()
+
+    def watch() -> None:
+        while not over.is_set():
+            seen.append(os.sched_getaffinity(tid))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    for _ in range(500):
+        detector(picture)
+    over.set()
+    watcher.join()
+    assert len(seen) > 100 and all(cores == mine for cores in seen)
 
 
 def test_cost_of_a_million() -> None:
