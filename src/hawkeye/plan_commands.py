@@ -55,8 +55,8 @@ def plan(
         rows = [{"stage": s.stage, "of": s.name, "": s.todo, "time": _time(s), "time is that of": s.basis, "why": s.why}
                 for s in made.steps]  # fmt: skip
         print(table(rows, ("stage", "of", "", "time", "time is that of", "why")))
-        print(f"\nforecast: {show_seconds(made.seconds)}" + (f", and {', '.join(made.unknown)}, for which nothing is "
-              "known yet" if made.unknown else ""))  # fmt: skip
+        unknown = f", and what is unknown: {len(made.unknown)} of {len(made.steps)} steps" if made.unknown else ""
+        print(f"\nforecast: {show_seconds(made.seconds)}{unknown}")
         for name in ("model", "data", "images"):
             if made.identity[name] is not None:
                 print(f'{name}_sha256 = "{made.identity[name]}"')
