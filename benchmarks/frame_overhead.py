@@ -26,8 +26,9 @@ def main() -> None:
     parser.add_argument("model", help="run folder, artefact, stock export, .xml or .onnx")
     parser.add_argument("--frames", type=int, default=200)
     parser.add_argument("--picture", type=Path, help="a real picture, repeated to fill the frame; else a synthetic one")
+    parser.add_argument("--no-rect", action="store_true", help="the square, whatever the shape of the frame")
     options = parser.parse_args()
-    detector = Detector(options.model)
+    detector = Detector(options.model, rect=not options.no_rect)
     frame = synthetic_frame((1080, 1920), seed=0)
     if options.picture:
         picture = read_image(options.picture)
@@ -41,7 +42,7 @@ def main() -> None:
     medians = {name: statistics.median(t[name] for t in timings) for name in ("pre", "network", "post")}
     result = {
         "frame": [1080, 1920],
-        "imgsz": detector.spec.imgsz,
+        "input": detector.prepare((1080, 1920)),
         "frames": len(timings),
         "detections": len(found),
         "median_ms": medians,

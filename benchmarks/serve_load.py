@@ -4,8 +4,8 @@
 
 The service runs as `hawkeye serve` does, in a process of its own, and is asked over HTTP on loopback from this process,
 which needs processor time too: what is measured is all that a client on the same machine sees. "Network" is what
-`Detector` spends in the compiled network alone, on all cores, in turns with the service. Arrivals under load
-are evenly spaced (`--poisson` makes them random). Prints a table; nothing else should run meanwhile.
+`Detector` spends in the compiled network alone, of the same shape, on all cores, in turns with the service. Arrivals
+under load are evenly spaced (`--poisson` makes them random). Prints a table; nothing else should run meanwhile.
 """
 
 from __future__ import annotations

@@ -23,9 +23,9 @@ MACHINE: dict[str, Any] = {
 MODEL: dict[str, Any] = {
     "source": "m", "imgsz": 640, "classes": 3, "runtime": "openvino-int8", "precision_hint": "f32",
     "precision_executed": "i8 x3", "open_s": 0.1, "throughput_fps": 110.0,
-    "rows": [{"threads": 8, "imgsz": 640, "frame_ms": 10.0, "outside_ms": 0.5},
-             {"threads": 1, "imgsz": 640, "frame_ms": 40.0, "outside_ms": 0.5},
-             {"threads": 8, "imgsz": 320, "frame_ms": 3.0, "outside_ms": 0.3}],
+    "rows": [{"threads": 8, "imgsz": 640, "canvas": [384, 640], "frame_ms": 10.0, "outside_ms": 0.5},
+             {"threads": 1, "imgsz": 640, "canvas": [384, 640], "frame_ms": 40.0, "outside_ms": 0.5},
+             {"threads": 8, "imgsz": 320, "canvas": [192, 320], "frame_ms": 3.0, "outside_ms": 0.3}],
 }  # fmt: skip
 
 
@@ -56,6 +56,8 @@ def machine(model: bool = False, **changes: Any) -> dict[str, Any]:
         (machine(model=True), "10.0 ms; 110 frames per second at most. Cameras at 25 per second that this serves: 4",
          "lose frames"),
         (machine(model=True), "At 320 pixels a frame takes 3.0 ms", "hardly help"),
+        (machine(model=True), "10.0 ms", "square pictures only"),
+        (machine(model=True, model_rows=[{**MODEL["rows"][0], "canvas": [640, 640]}]), "square pictures only", "320"),
         (machine(model=True, model_throughput_fps=20.0, model_rows=[{**MODEL["rows"][0], "frame_ms": 60.0}]),
          "will lose frames", "320"),
         (machine(model=True, model_runtime="openvino-f32"), "two to three times", "ONNX file"),
@@ -108,7 +110,8 @@ def test_a_model_is_measured(tmp_path, capsys, monkeypatch):
     assert run(["doctor", str(folder), "--threads", "1", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["model"]["precision_executed"] == "f32 x3"
-    assert [(row["threads"], row["imgsz"]) for row in found["model"]["rows"]] == [(1, 64), (1, 320)]
+    assert [(row["threads"], row["imgsz"], row["canvas"]) for row in found["model"]["rows"]] == [
+        (1, 64, [64, 64]), (1, 320, [192, 320])]  # fmt: skip
     assert all(row["frame_ms"] > row["outside_ms"] > 0 for row in found["model"]["rows"])
     assert found["model"]["throughput_fps"] > 0
     assert found["openvino"]["version"] and "FP32" in found["openvino"]["precisions"]

@@ -26,7 +26,11 @@ class FakeBackend:
     def __init__(self, capacity: int = 3, *, costs: tuple[list[float], float] | None = None) -> None:
         self.capacity, self.costs = capacity, costs  # a clock, and what a job adds to it
         self.open: list[tuple[Job, Report]] = []
+        self.prepared: list[tuple[int, int]] = []
         self.closed = False
+
+    def prepare(self, source_hw: tuple[int, int]) -> None:
+        self.prepared.append(source_hw)
 
     def start(self, job: Job, report: Report) -> None:
         self.open.append((job, report))
@@ -122,6 +126,31 @@ def test_the_watchdog_leaves_a_stuck_network_behind_and_tries_the_frame_again():
     until(lambda: set(capture_threads()) <= before)  # the one that was left behind has ended too
 
 
+def test_a_compilation_is_no_hang():
+    """Networks are made ready before the clock starts, in a new backend too."""
+    now, made = [0.0], []
+
+    class Slow(FakeBackend):
+        def prepare(self, source_hw: tuple[int, int]) -> None:
+            super().prepare(source_hw)
+            now[0] += 60.0
+
+    def make() -> Slow:
+        made.append(Slow())
+        return made[-1]
+
+    runner = Engine(make, timeout_s=10.0, clock=lambda: now[0])
+    runner.prepare((40, 60))
+    runner.submit(Job(picture(0)))
+    assert runner.collect(0) == [] and runner.restarts == 0
+    now[0] += 11.0
+    assert runner.collect(0) == [] and runner.restarts == 1
+    assert [backend.prepared for backend in made] == [[(40, 60), (40, 60)], [(40, 60)]]
+    made[1].finish(0)
+    assert len(runner.collect(0)) == 1
+    runner.close()
+
+
 def test_a_frame_that_hangs_twice_is_lost_and_endless_hanging_is_an_error():
     runner = Engine(FakeBackend, timeout_s=0.02)
     runner.submit(Job(picture(0), tag=0))
@@ -185,6 +214,32 @@ def test_many_frames_keep_their_own_results(tmp_path, kind):
         assert job.found is not None
         assert job.found.xyxy.tolist() == wanted[job.tag * 7 % 4]
         assert set(job.timings) == {"pre", "network", "post"}
+    runner.close()
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+@pytest.mark.parametrize("rect", [True, False])
+def test_streams_of_several_shapes_share_an_engine(tmp_path, kind, rect):
+    """In order, each frame with its own result, whatever shapes its neighbours in flight have."""
+    folder = tiny_ir.stock_folder(tmp_path, stock_head=True)
+    options = {"rect": rect, "conf": 0.45, "threads": 1}
+    runner, _, _ = open_engine(folder, kind=kind, resolution="fixed:128", **options)
+    rng = np.random.default_rng(0)
+    pictures = [rng.integers(0, 256, (*hw, 3), np.uint8)
+                for hw in ((90, 160), (160, 90), (120, 160), (160, 120), (128, 128), (72, 128))]  # fmt: skip
+    plain = Detector(folder, imgsz=128, **options)
+    wanted = [plain(image).xyxy.tolist() for image in pictures]
+    assert len({str(boxes) for boxes in wanted}) == len(pictures)
+    done: list[Job] = []
+    for number in range(120):
+        while not runner.free:
+            done += runner.collect(1)
+        runner.submit(Job(pictures[number * 5 % 6 if number % 3 else 0], tag=number))
+    until(lambda: done.extend(runner.collect(0.1)) or len(done) == 120)
+    assert tags(done) == list(range(120))
+    for job in done:
+        assert job.found is not None
+        assert job.found.xyxy.tolist() == wanted[job.tag * 5 % 6 if job.tag % 3 else 0]
     runner.close()
 
 

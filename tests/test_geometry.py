@@ -6,7 +6,47 @@ import cv2
 import numpy as np
 import pytest
 
-from hawkeye.geometry import PAD_VALUE, Letterbox, iou_matrix
+from hawkeye.geometry import PAD_VALUE, Letterbox, iou_matrix, rectangle
+
+
+@pytest.mark.parametrize(
+    ("hw", "size", "canvas"),
+    [
+        ((1080, 1920), 640, (384, 640)),  # 360 rows, in whole steps of the stride
+        ((720, 1280), 640, (384, 640)),
+        ((1920, 1080), 640, (640, 384)),
+        ((480, 640), 640, (480, 640)),
+        ((3024, 4032), 640, (480, 640)),
+        ((1501, 2000), 640, (480, 640)),  # 480.3 rows are 480
+        ((376, 500), 640, (640, 640)),  # 481 rows are not
+        ((427, 640), 640, (480, 640)),
+        ((640, 427), 640, (640, 480)),
+        ((500, 500), 640, (640, 640)),
+        ((1, 9000), 640, (384, 640)),  # a sliver
+        ((1080, 1920), 320, (192, 320)),
+        ((480, 640), 320, (256, 320)),
+        ((1080, 1920), 64, (64, 64)),  # too small for other shapes
+    ],
+)
+def test_rectangle(hw, size, canvas):
+    assert rectangle(hw, size, 32) == canvas
+
+
+@pytest.mark.parametrize("size", [64, 320, 416, 512, 608, 640, 1280])
+@pytest.mark.parametrize("stride", [32, 64])
+def test_every_picture_fits_its_rectangle_and_five_are_enough(size, stride):
+    size = size // stride * stride
+    shapes = set()
+    for height in range(1, 200):
+        for width in (1, 7, 64, 100, 150, 199):
+            canvas = rectangle((height, width), size, stride)
+            box, square = Letterbox.fit((height, width), canvas), Letterbox.fit((height, width), size)
+            assert (box.scale, box.inner_hw) == (square.scale, square.inner_hw)
+            assert min(box.top, box.left) >= 0
+            assert box.top + box.inner_hw[0] <= canvas[0] and box.left + box.inner_hw[1] <= canvas[1]
+            shapes.add(canvas)
+    assert len(shapes) <= 5
+    assert all(max(shape) == size and side % stride == 0 for shape in shapes for side in shape)
 
 
 @pytest.mark.parametrize(
@@ -24,12 +64,13 @@ def test_placement(hw, size, inner, top, left):
     assert (box.inner_hw, box.top, box.left) == (inner, top, left)
 
 
-def test_canvas_is_fully_written():
+@pytest.mark.parametrize("hw", [(64, 64), (40, 64)])
+def test_canvas_is_fully_written(hw):
     image = np.full((30, 60, 3), 200, np.uint8)
-    canvas = np.zeros((64, 64, 3), np.uint8)
-    box = Letterbox.fit((30, 60), 64)
+    canvas = np.zeros((*hw, 3), np.uint8)
+    box = Letterbox.fit((30, 60), hw)
     box.apply_(image, canvas)
-    inside = np.zeros((64, 64), bool)
+    inside = np.zeros(hw, bool)
     inside[box.top : box.top + box.inner_hw[0]] = True
     assert (canvas[inside] == 200).all()
     assert (canvas[~inside] == PAD_VALUE).all()

@@ -23,6 +23,7 @@ from hawkeye.live import LiveSession
 from hawkeye.live_commands import _seconds
 from hawkeye.outputs import DetectionsCsv, EventsCsv, JsonLines, Videos
 from hawkeye.predict import count, predict
+from hawkeye.runtime.engine import Engine, SyncBackend
 from hawkeye.runtime.stream import Stream
 from hawkeye.track.rules import parse_rules
 from live_fakes import (
@@ -126,6 +127,20 @@ def test_a_change_of_size_in_the_middle_changes_no_count():
     result = session.latest("fake")
     assert result.rules[0].start == (60, 0)
     assert result.annotated().shape == (80, 120, 3)
+
+
+def test_networks_are_made_ready_in_the_streams_own_thread():
+    """Once for each size in turn; other streams must not wait for a compilation."""
+    prepared: list[tuple[tuple[int, int], str]] = []
+    small, large = picture(1, (40, 60)), picture(1, (80, 60))
+    network = FakeNetwork()
+    runner = Engine(lambda: SyncBackend(
+        lambda _: network, lambda hw: prepared.append((hw, threading.current_thread().name))))  # fmt: skip
+    session = LiveSession(runner, NAMES)
+    session.add(Stream(source("a"), open_=lambda _: FakeCapture([small, small, large, small], frames=4)))
+    session.run()
+    assert [hw for hw, name in prepared if name == "capture a"] == [(40, 60), (80, 60), (40, 60)]
+    assert len(network.seen) == 4
 
 
 def test_a_dead_source_never_stops_the_others_and_no_data_is_not_zero(tmp_path):

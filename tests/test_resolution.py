@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 
 import tiny_ir
 from hawkeye.detections import Detections
 from hawkeye.errors import ConfigError, InputError
-from hawkeye.geometry import iou_matrix
+from hawkeye.geometry import iou_matrix, rectangle
 from hawkeye.runtime.changes import Changes
 from hawkeye.runtime.resolution import Adaptive, Fixed, Tiles, make_policy
 from hawkeye.runtime.views import cover, merge_views, tiles
@@ -43,6 +47,9 @@ class Seer:
     def show(self, image: np.ndarray, truth: Detections) -> None:
         self.image, self.truth = image, truth
 
+    def prepare(self, source_hw: tuple[int, int]) -> tuple[int, int]:
+        return rectangle(source_hw, self.size, 32)
+
     def __call__(self, image: np.ndarray) -> Detections:
         height, width = image.shape[:2]
         start = image.__array_interface__["data"][0] - self.image.__array_interface__["data"][0]
@@ -56,12 +63,17 @@ class Seer:
         return Detections(boxes[seen], np.full(seen.sum(), 0.8, np.float32), self.truth.class_id[seen])
 
 
+def costing(costs_ms: tuple[float, float]) -> Callable[[Any, tuple[int, int]], float]:
+    """What a look of the large stand-in and of the small one shall cost."""
+    return lambda look, _: costs_ms[look.size == 320]
+
+
 class Stage:
     """A policy and its stand-ins in front of frames drawn from boxes: grey ground, one colour for each object."""
 
     def __init__(self, every: int = 10, costs_ms: tuple[float, float] = COSTS_MS, hw: tuple[int, int] = HD) -> None:
         self.full, self.crop = Seer(640), Seer(320)
-        self.policy = Adaptive(self.full, self.crop, every=every, costs_ms=costs_ms)
+        self.policy = Adaptive(self.full, self.crop, every=every, cost=costing(costs_ms))
         self.hw = hw
 
     def __call__(self, *boxes: tuple[int, int, int, int], ground: int = 90, expected: Detections | None = None):
@@ -230,6 +242,27 @@ def test_crops_that_cost_more_are_not_taken():
     assert not stage.full.looks and not stage.crop.looks  # nothing changed: that costs nothing anywhere
 
 
+def test_costs_are_those_of_the_pictures_own_shape():
+    """Of each shape that comes, measured once, whichever stream it comes from."""
+    asked: list[tuple[int, tuple[int, int]]] = []
+
+    def cost(look: Any, hw: tuple[int, int]) -> float:
+        asked.append((look.size, hw))
+        return 12.0 * np.prod(look.prepare(hw)) / 640**2
+
+    full, crop = Seer(640), Seer(320)
+    first = Adaptive(full, crop, cost=cost)
+    second = copy.copy(first)  # as an engine makes them for its streams
+    for policy, hw, expected in ((first, HD, 7.2), (second, (360, 640), 7.2), (second, (700, 700), 12.0)):
+        image = np.zeros((*hw, 3), np.uint8)
+        for seer in (full, crop):
+            seer.show(image, found())
+        policy(image)
+        assert policy.costs_ms == pytest.approx((expected, 3.0))
+    assert asked == [(640, HD), (320, (320, 320)), (640, (700, 700)), (320, (320, 320))]
+    assert (first.crops_at_most, second.crops_at_most) == (2, 3)
+
+
 def test_near_objects_are_shown_small():
     stage = Stage(every=100)
     for step in range(3):
@@ -251,7 +284,7 @@ def test_odd_pictures(hw):
 
 
 def test_not_a_picture():
-    for policy in (Fixed(Seer(640)), Tiles(Seer(640)), Adaptive(Seer(640), Seer(320), costs_ms=COSTS_MS)):
+    for policy in (Fixed(Seer(640)), Tiles(Seer(640)), Adaptive(Seer(640), Seer(320))):
         with pytest.raises((InputError, AttributeError)):
             policy(np.zeros((4, 4), np.uint8))
 
@@ -260,7 +293,7 @@ def test_not_a_picture():
 def test_traffic_as_accurate_for_less(tracked):
     """Each drawn frame of 1080p traffic: at most a point worse than the whole picture at 640, for far fewer looks."""
     full, crop, fixed = Seer(640), Seer(320), Seer(640)
-    policy, tracker = Adaptive(full, crop, costs_ms=COSTS_MS), ByteTracker()
+    policy, tracker = Adaptive(full, crop, cost=costing(COSTS_MS)), ByteTracker()
     objects, wrong, wrong_fixed = 0, 0, 0
     for frame in make_video("traffic", seed=3, seconds=6).frames():
         for seer in (full, crop, fixed):

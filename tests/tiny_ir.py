@@ -26,20 +26,21 @@ def save_ir(
     stock_head: bool = False,
     floor: float = 0.0,
     int8: bool = False,
+    imgsz: int = 64,
 ) -> Path:
     """Write the .xml and .bin; `outputs` classes, or another number to be wrong on purpose.
 
-    Scores are lower by `floor`, so what is dimmer is not found; `int8` puts a quantizer in.
+    Scores are lower by `floor`, so what is dimmer is not found; `int8` puts a quantizer in; `imgsz`: input side.
     With `stock_head` the boxes come from the constants that a real YOLOv8 head has: cells, strides, target shapes.
     """
     import openvino as ov
     from openvino import opset13 as op
 
-    picture = op.parameter([-1, 3, -1, -1] if dynamic else [1, 3, 64, 64], np.float32, name="images")
+    picture = op.parameter([-1, 3, -1, -1] if dynamic else [1, 3, imgsz, imgsz], np.float32, name="images")
     pixels = op.fake_quantize(picture, *(op.constant(np.float32(v)) for v in (0, 1, 0, 1)), 256) if int8 else picture
     levels = []
     for stride in SPEC.strides:
-        side = 64 // stride
+        side = imgsz // stride
         # RGB means per cell -> scores in the order blue, green, red
         kernel = np.zeros((outputs, 3, stride, stride), np.float32)
         for out in range(min(outputs, 3)):
@@ -56,13 +57,13 @@ def save_ir(
         levels.append(op.concat([op.constant(box[None].astype(np.float32)), score], 1))
     result = op.concat(levels, 2)
     if stock_head:
-        sides = [64 // stride for stride in SPEC.strides]
+        sides = [imgsz // stride for stride in SPEC.strides]
         grids = [np.divmod(np.arange(side * side), side) for side in sides]
         cells = np.concatenate([np.stack([x, y]) + 0.5 for y, x in grids], 1).astype(np.float32)[None]
         strides = np.repeat(SPEC.strides, [side * side for side in sides]).astype(np.float32)[None]
         none = op.multiply(op.constant(np.float32(0)), op.constant(cells))
         box = op.concat([op.constant(cells), op.add(none, op.constant(np.float32(1)))], 1)
-        box = op.reshape(op.multiply(box, op.constant(strides)), op.constant(np.array([1, 4, SPEC.anchors])), False)
+        box = op.reshape(op.multiply(box, op.constant(strides)), op.constant(np.array([1, 4, cells.shape[-1]])), False)
         result = op.concat([box, result], 1)
     model = ov.Model([result], [picture], "tiny")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -49,8 +49,12 @@ class ModelSpec(Record):
 
     @property
     def anchors(self) -> int:
-        """Number of candidate boxes A in the raw output (4 + nc, A)."""
-        return sum((self.imgsz // stride) ** 2 for stride in self.strides)
+        """Number of candidate boxes A in the raw output (4 + nc, A) of the square."""
+        return self.anchors_of((self.imgsz, self.imgsz))
+
+    def anchors_of(self, canvas_hw: tuple[int, int]) -> int:
+        """The same for a canvas of that height and width in pixels."""
+        return sum((canvas_hw[0] // stride) * (canvas_hw[1] // stride) for stride in self.strides)
 
 
 class FileRecord(Record):

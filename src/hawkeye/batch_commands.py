@@ -9,7 +9,7 @@ from cyclopts import Parameter
 from hawkeye.environment import cpu_count
 from hawkeye.errors import ConfigError
 from hawkeye.lazy import load
-from hawkeye.options import Json
+from hawkeye.options import Json, Rect
 from hawkeye.tables import as_json
 
 Address = Annotated[
@@ -29,6 +29,7 @@ def batch(
     iou: Annotated[float, Parameter(help="Overlap above which the weaker of two boxes is dropped.")] = 0.7,
     classes: Annotated[str | None, Parameter(help="Only these classes, with commas: names or numbers.")] = None,
     imgsz: Annotated[int | None, Parameter(help="Side of the network input; left out, the model's own.")] = None,
+    rect: Rect = True,
     column: Annotated[str | None, Parameter(help="Column of Parquet files with the bytes, paths or URLs; left out, "
                                             "it is found by name and type.")] = None,
     chunk: Annotated[int | None, Parameter(help="Pictures in a partition, which a killed worker does again; left "
@@ -64,7 +65,7 @@ def batch(
     names = None if classes is None else [name.strip() for name in classes.split(",") if name.strip()]
     done = module.batch(model, pictures, out=out, workers=ray.RayWorkers(count, threads, address), threads=threads,
                         chunk=chunk, column=column, retry=retry, price=price, conf=conf, iou=iou, classes=names,
-                        imgsz=imgsz)  # fmt: skip
+                        imgsz=imgsz, rect=rect)  # fmt: skip
     print(as_json(done.report) if json else module.describe(done.report))
     if not json:
         print(f"{out.rstrip('/')}/report.md")

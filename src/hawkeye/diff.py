@@ -142,7 +142,7 @@ def draw_differences(a: Side, b: Side, pictures: Sequence[Path], *, out: Path, c
     from hawkeye.outputs import draw, encode_jpeg
     from hawkeye.runtime.detector import Detector
 
-    one, two = Detector(a.model), Detector(b.model)
+    one, two = (Detector(side.model, rect=False) for side in (a, b))  # the same input, whatever their files can take
     if one.names != two.names:
         raise ModelError("the two know different classes", got=", ".join(two.names[:5]),
                          expected=", ".join(one.names[:5]))  # fmt: skip

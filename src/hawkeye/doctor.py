@@ -91,14 +91,16 @@ def _cost(model: str | Path, threads: int) -> dict[str, Any]:
                     if imgsz == spec.imgsz:
                         raise
                     continue  # a file of one size only
-            rows.append({"threads": row_threads, "imgsz": imgsz, **_frame_ms(detector, frame)})
+            canvas = detector.prepare(_FRAME)
+            rows.append({"threads": row_threads, "imgsz": imgsz, "canvas": list(canvas), **_frame_ms(detector, frame)})
             task.advance(note=f"{imgsz} pixels, {row_threads} threads")
         fps = None
         if runtime.name.startswith("openvino"):
             from hawkeye.runtime.openvino import OpenVinoRuntime, rate
 
             assert isinstance(runtime, OpenVinoRuntime)
-            fps = rate(runtime.queue(), _SECONDS)
+            queue = runtime.queue()
+            fps = rate(queue, _SECONDS, queue.canvas_for(_FRAME))
         task.advance(note="throughput")
     return {
         "source": str(model), "imgsz": spec.imgsz, "classes": len(spec.names), "runtime": runtime.name,
@@ -161,6 +163,9 @@ def _advice_on(model: dict[str, Any], sets: set[str], busy: bool) -> list[str]:
     said.append(f"One 1080p frame takes {first['frame_ms']:.1f} ms; {per_second:.0f} frames per second at most. "
                 + (f"Cameras at 25 per second that this serves: {int(per_second / 25)}." if per_second >= 25 else
                    "A camera at 25 per second will lose frames."))  # fmt: skip
+    if first["canvas"][0] == first["canvas"][1]:
+        said.append("This file takes square pictures only, so four tenths of the work on a 1080p frame is on grey. The "
+                    "OpenVINO IR that `hawkeye export` writes takes the frame's shape.")  # fmt: skip
     if model["runtime"] == "openvino-f32" and sets & set(_INT8):
         said.append("This model is FP32: `hawkeye quantize` makes it two to three times as fast here.")
     if model["runtime"] == "onnxruntime":
@@ -194,7 +199,8 @@ def report(found: dict[str, Any]) -> str:
             f"opens in    {model['open_s']:.2f} s",
         ]
         for row in model["rows"]:
-            lines.append(f"one frame   {row['frame_ms']:.1f} ms at {row['imgsz']} pixels with {row['threads']} "
+            rows, columns = row["canvas"]
+            lines.append(f"one frame   {row['frame_ms']:.1f} ms at {columns} x {rows} pixels with {row['threads']} "
                          f"thread{'s' * (row['threads'] > 1)}, {row['outside_ms']:.2f} of it outside the "
                          "network")  # fmt: skip
         if model["throughput_fps"] is not None:

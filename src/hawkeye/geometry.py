@@ -1,4 +1,4 @@
-"""Letterbox and its inverse, and box overlap. Pure NumPy and OpenCV, no allocation beyond what is returned."""
+"""Shapes of the network's input, letterbox and its inverse, box overlap. Pure NumPy and OpenCV."""
 
 from __future__ import annotations
 
@@ -9,40 +9,60 @@ import numpy as np
 from numpy.typing import NDArray
 
 PAD_VALUE = 114  # grey that YOLO is trained with
+Size = tuple[int, int]  # height and width in pixels
+_SHARES = ((9, 16), (3, 4), (1, 1))  # of the longer side: video, cameras, everything else
+
+
+def rectangle(source_hw: Size, imgsz: int, stride: int) -> Size:
+    """The canvas for a picture: its longer side is `imgsz`, its shorter one the least of three that holds the picture.
+
+    By the picture's size alone, so the same picture always gets the same one; and five in all, so a folder of all sorts
+    of pictures needs no more networks than that. The picture is scaled as it is in the square.
+
+    Args:
+        source_hw: height and width of the picture in pixels.
+        imgsz: a multiple of `stride`.
+        stride: the coarsest of the network; both sides are multiples of it.
+    """
+    height, width = source_hw
+    needed = round(min(source_hw) * (imgsz / max(source_hw)))
+    sides = (-(-imgsz * part // (whole * stride)) * stride for part, whole in _SHARES)
+    side = next((side for side in sides if needed <= side), imgsz)
+    return (side, imgsz) if height < width else (imgsz, side)
 
 
 @dataclass(frozen=True, slots=True)
 class Letterbox:
-    """How a picture lies in a square canvas: scaled to fit, centred, the rest padded.
+    """How a picture lies in a canvas: scaled to fit, centred, the rest padded.
 
     The rounding is that of Ultralytics' `LetterBox` and `scale_boxes` (8.4), so that boxes agree to the pixel.
 
     Attributes:
         source_hw: height and width of the picture in pixels.
-        size: side of the canvas in pixels.
+        canvas_hw: height and width of the canvas in pixels.
         scale: canvas pixels per picture pixel.
         top, left: padding in canvas pixels.
         inner_hw: height and width of the scaled picture in canvas pixels.
     """
 
-    source_hw: tuple[int, int]
-    size: int
+    source_hw: Size
+    canvas_hw: Size
     scale: float
     top: int
     left: int
-    inner_hw: tuple[int, int]
+    inner_hw: Size
 
     @classmethod
-    def fit(cls, source_hw: tuple[int, int], size: int) -> Letterbox:
-        """Place a picture of `source_hw` in a canvas of `size` x `size`."""
-        height, width = source_hw
-        scale = min(size / height, size / width)
+    def fit(cls, source_hw: Size, canvas: int | Size) -> Letterbox:
+        """Place a picture of `source_hw` in a canvas: the side of a square, or the picture's `rectangle`."""
+        (height, width), (rows, columns) = source_hw, (canvas, canvas) if isinstance(canvas, int) else canvas
+        scale = max(rows, columns) / max(height, width)
         inner = (max(1, round(height * scale)), max(1, round(width * scale)))
-        top, left = round((size - inner[0]) / 2 - 0.1), round((size - inner[1]) / 2 - 0.1)
-        return cls((height, width), size, scale, top, left, inner)
+        top, left = round((rows - inner[0]) / 2 - 0.1), round((columns - inner[1]) / 2 - 0.1)
+        return cls((height, width), (rows, columns), scale, top, left, inner)
 
     def apply_(self, image: NDArray[np.uint8], canvas: NDArray[np.uint8]) -> None:
-        """Scale `image` (H, W, 3) into `canvas` (size, size, 3), padding included, without allocating a frame."""
+        """Scale `image` (H, W, 3) into `canvas` (rows, columns, 3), padding included, without allocating a frame."""
         (h, w), top, left = self.inner_hw, self.top, self.left
         canvas[:top] = PAD_VALUE
         canvas[top + h :] = PAD_VALUE

@@ -134,8 +134,8 @@ def check(detect: Any, source: Artifact, layout: Layout, config: ServingConfig) 
         ExportError: they find different things.
     """
     runtime: Any = None if layout == "ovms" else "onnxruntime"
-    detector = Detector(source, runtime=runtime, conf=config.conf, iou=config.iou, max_det=config.max_det, threads=1,
-                        cache=False)  # fmt: skip
+    detector = Detector(source, runtime=runtime, rect=False, conf=config.conf, iou=config.iou, max_det=config.max_det,
+                        threads=1, cache=False)  # fmt: skip
     for hw in ((360, 640), (500, 375)):
         image = synthetic_frame(hw, 0)
         ours, theirs = detector(image), detect(image)

@@ -109,7 +109,8 @@ class LiveSession:
             if stream.name in self._lanes:
                 raise ConfigError("two sources have the same name", got=stream.name, expected="a name for each")
             self._lanes[stream.name] = Lane(stream, rules, tracker, self.bucket_s)
-        stream.wake = self._ready
+        # Compiled in the stream's own thread: the others go on meanwhile.
+        stream.wake, stream.prepare = self._ready, self.engine.prepare
         stream.start()
 
     def remove(self, name: str) -> None:

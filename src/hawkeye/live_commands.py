@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from hawkeye.cli import EXIT_INTERRUPTED
 from hawkeye.errors import ConfigError
-from hawkeye.options import Out, Threads
+from hawkeye.options import Out, Rect, Threads
 from hawkeye.tables import table
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def predict(
     iou: Iou = 0.7,
     classes: Classes = None,
     resolution: Resolution = None,
+    rect: Rect = True,
     engine: EngineName = "auto",
     threads: Threads = None,
     realtime: Realtime = False,
@@ -69,7 +70,7 @@ def predict(
     from hawkeye import predict as module
 
     done = module.predict(model, sources, out=out, conf=conf, iou=iou, threads=threads or 0, classes=_names(classes),
-                          resolution=resolution, engine=engine, realtime=realtime, draw_pictures=pictures,
+                          resolution=resolution, rect=rect, engine=engine, realtime=realtime, draw_pictures=pictures,
                           table=csv)  # fmt: skip
     skipped = f", {len(done.skipped)} could not be read" if done.skipped else ""
     what = "pictures" if all(stream.kind == "pictures" for stream in done.streams) else "frames"
@@ -99,6 +100,7 @@ def count(
     iou: Iou = 0.7,
     classes: Classes = None,
     resolution: Resolution = None,
+    rect: Rect = True,
     engine: EngineName = "auto",
     threads: Threads = None,
     realtime: Realtime = False,
@@ -130,7 +132,7 @@ def count(
         raise ConfigError("--fps cannot be used", got=fps, expected="more than 0")
     done = module.count(model, sources, out=out, rules=wanted, bucket_s=_seconds(every), formats=formats,
                         draw_video=video, fps=fps, conf=conf, iou=iou, threads=threads or 0, classes=_names(classes),
-                        resolution=resolution, engine=engine, realtime=realtime)  # fmt: skip
+                        resolution=resolution, rect=rect, engine=engine, realtime=realtime)  # fmt: skip
     _tell_streams(done.streams)
     rows = [{"source": stream.name, "rule": name, **total} for stream in done.streams
             for name, total in (stream.counts or {}).items()]  # fmt: skip

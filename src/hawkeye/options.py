@@ -26,6 +26,11 @@ Data = Annotated[Path | None, about(Recipe, "data")]
 Images = Annotated[Path | None, about(Recipe, "images")]
 Size = Annotated[int | None, about(Recipe, "imgsz")]
 OwnSize = Annotated[int | None, Parameter(help="Side of the network input in pixels; the model's own when left out.")]
+Rect = Annotated[
+    bool,
+    Parameter(help="The network's input takes the picture's shape, in three steps, and spends little on grey padding. "
+              "--no-rect: always the square, as in tables of accuracy."),
+]  # fmt: skip
 Seed = Annotated[int | None, about(Recipe, "seed")]
 Device = Annotated[Literal["cpu", "cuda"] | None, about(Recipe, "device")]
 Flops = Annotated[float | None, about(PruneConfig, "flops")]

@@ -51,6 +51,9 @@ def serve(
                                    "192.168.1.0/24; may be given again.", negative=())
     ] = (),
     threads: Annotated[int | None, Parameter(help="CPU threads of each network; 0 takes all cores.")] = None,
+    rect: Annotated[
+        bool | None, Parameter(help="The network's input takes the picture's shape. --no-rect: always the square.")
+    ] = None,
 ) -> int:  # fmt: skip
     """Serve live detection and counting: web pages and an API.
 
@@ -67,7 +70,7 @@ def serve(
         hawkeye serve --config serve.toml
     """
     settings = _settings(
-        config, model=model, host=host, port=port, state=state, media=media, threads=threads,
+        config, model=model, host=host, port=port, state=state, media=media, threads=threads, rect=rect,
         networks=allow_network or None, source=tuple({"address": text} for text in source) or None,
     )  # fmt: skip
     return int(load("hawkeye.serve.server").run(settings, token_file=token_file))

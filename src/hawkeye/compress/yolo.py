@@ -29,6 +29,7 @@ from hawkeye import __version__, artifact, environment, keys
 from hawkeye.artifact import Artifact, ModelSpec
 from hawkeye.data import read_labels
 from hawkeye.errors import CheckpointError, ConfigError, DataError, MissingExtraError
+from hawkeye.geometry import Size, rectangle
 from hawkeye.records import RuntimeName
 
 
@@ -486,8 +487,12 @@ class TorchRuntime:
         model = load_checkpoint(source).model if isinstance(source, Path) else source
         self.spec, self.threads, self._model = spec, threads or environment.cpu_count(), fused(model).float().cpu()
 
+    def canvas_for(self, source_hw: Size) -> Size:
+        """See `Runtime.canvas_for`."""
+        return rectangle(source_hw, self.spec.imgsz, max(self.spec.strides))
+
     def infer(self, canvas: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Raw output (4 + nc, A) of a (size, size, 3) BGR canvas."""
+        """Raw output (4 + nc, A) of a (h, w, 3) BGR canvas."""
         if torch.get_num_threads() != self.threads:  # a setting of the whole process, so it is renewed here
             torch.set_num_threads(self.threads)
         pixels = torch.from_numpy(np.ascontiguousarray(canvas[..., ::-1].transpose(2, 0, 1)))

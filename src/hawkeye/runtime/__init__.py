@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from hawkeye.artifact import RECORD, Artifact, ModelSpec
 from hawkeye.errors import ModelError
+from hawkeye.geometry import Size
 from hawkeye.records import RuntimeName
 
 __all__ = ["Runtime", "load_runtime", "open_file", "spec_beside", "spec_from_metadata"]
@@ -26,7 +27,7 @@ _MAX_METADATA_BYTES = 1_000_000
 
 
 class Runtime(Protocol):
-    """A network that is ready to run on a CPU, batch 1.
+    """A network that is ready to run on a CPU, batch 1; not safe for use from several threads, except `canvas_for`.
 
     Attributes:
         spec: input size, class names, strides.
@@ -42,8 +43,15 @@ class Runtime(Protocol):
     precision_executed: str
     threads: int
 
+    def canvas_for(self, source_hw: Size) -> Size:
+        """Height and width of the canvas for a picture of that height and width, and makes ready for it.
+
+        The picture's `geometry.rectangle`, or the square of `spec.imgsz` where this model takes no other shape.
+        """
+        ...
+
     def infer(self, canvas: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Raw output (4 + nc, A) float32 for a canvas (size, size, 3) of uint8 BGR.
+        """Raw output (4 + nc, A) float32 for a canvas (h, w, 3) of uint8 BGR: the square, or what `canvas_for` gave.
 
         Rows are centre x, centre y, width and height in canvas pixels, then nc scores in [0, 1]. The array may be the
         runtime's own memory: it is valid until the next call.
@@ -188,13 +196,13 @@ def _literal(value: Any) -> Any:
         return value
 
 
-def check_output(spec: ModelSpec, shape: tuple[int, ...], source: Path) -> None:
-    """Hold a network's output shape against its spec.
+def check_output(spec: ModelSpec, shape: tuple[int, ...], source: Path, canvas_hw: Size) -> None:
+    """Hold a network's output shape for a canvas against its spec.
 
     Raises:
         ModelError: it is not (1, 4 + classes, candidates) of this spec.
     """
-    expected = (1, 4 + len(spec.names), spec.anchors)
+    expected = (1, 4 + len(spec.names), spec.anchors_of(canvas_hw))
     if shape != expected:
         raise ModelError(f"{source} does not compute a detector's output", got=shape, expected=expected,
                          mend="export a YOLOv8-style detector without built-in NMS")  # fmt: skip

@@ -84,7 +84,7 @@ def open_engine(
         resolution: a policy, see `runtime.resolution.make_policy`; left out, the model's own size.
         worth_measuring: False where there is so little work that "auto" should just take "sync".
         timeout_s: see `Engine`.
-        options: as `Detector` takes them: conf, iou, threads, runtime, max_det, agnostic, classes.
+        options: as `Detector` takes them: rect, conf, iou, threads, runtime, max_det, agnostic, classes.
 
     Returns:
         the engine, the class names, and what was chosen and why, in words.
@@ -110,7 +110,7 @@ def open_engine(
         policy = spare.pop() if spare else open_policy()
         of_stream: dict[str, Policy] = {}
         # Copies of an unused policy share its networks, which is safe as one thread runs them all.
-        return SyncBackend(lambda key: of_stream.setdefault(key, copy.copy(policy)))
+        return SyncBackend(lambda key: of_stream.setdefault(key, copy.copy(policy)), policy.prepare)
 
     detector = detectors[0] if detectors else None
     make_queue = getattr(detector.runtime, "queue", None) if detector else None
@@ -120,8 +120,8 @@ def open_engine(
         return Engine(sync, timeout_s=timeout_s), first.names, "sync"
 
     def several() -> Backend:
-        return AsyncBackend(make_queue(), conf=detector.conf, iou=detector.iou, max_det=detector.max_det,
-                            agnostic=detector.agnostic, classes=detector.classes)  # fmt: skip
+        return AsyncBackend(make_queue(), rect=detector.rect, conf=detector.conf, iou=detector.iou,
+                            max_det=detector.max_det, agnostic=detector.agnostic, classes=detector.classes)  # fmt: skip
 
     if kind == "async":
         engine = Engine(several, timeout_s=timeout_s)
@@ -129,7 +129,7 @@ def open_engine(
     if kind == "sync" or not worth_measuring:
         return Engine(sync, timeout_s=timeout_s), first.names, "sync"
     noise = np.random.default_rng(0).integers(0, 255, (720, 1280, 3), np.uint8)
-    make, words = choose(lambda: SyncBackend(lambda _: first), several, noise)
+    make, words = choose(lambda: SyncBackend(lambda _: first, first.prepare), several, noise)
     return Engine(make if make is several else sync, timeout_s=timeout_s), first.names, words
 
 

@@ -15,7 +15,7 @@ from hawkeye.artifact import RECORD, Artifact, ModelSpec
 from hawkeye.decode import decode
 from hawkeye.detections import Detections
 from hawkeye.errors import ConfigError, InputError, ModelError
-from hawkeye.geometry import Letterbox
+from hawkeye.geometry import Letterbox, Size
 from hawkeye.records import RuntimeName
 from hawkeye.runtime import Runtime, load_runtime, open_file
 from hawkeye.store import is_store, released
@@ -32,7 +32,10 @@ class Detector:
             `*_openvino_model` folder, an .xml or an .onnx file, a model store (its released version is taken; a folder,
             or a URL such as `s3://bucket/models`), or an artefact itself.
         runtime: left out, OpenVINO where there is an IR, with the precision that the file holds.
-        imgsz: side of the network's input in pixels; left out, the model's own. One network is compiled for it.
+        imgsz: longer side of the network's input in pixels; left out, the model's own.
+        rect: the input takes the picture's shape, as far as `geometry.rectangle` knows it, and nothing is computed for
+            the grey around it: a network for each shape, compiled with the first picture that needs it. False: always
+            the square that tables of accuracy are made with.
         conf: detections must score more than this.
         iou: overlap above which the weaker of two boxes is dropped.
         threads: CPU threads; 0 takes all cores.
@@ -63,6 +66,7 @@ class Detector:
         *,
         runtime: RuntimeName | None = None,
         imgsz: int | None = None,
+        rect: bool = True,
         conf: float = 0.25,
         iou: float = 0.7,
         threads: int = 0,
@@ -81,11 +85,19 @@ class Detector:
         self.runtime = open_source(opened, runtime=runtime, threads=threads, imgsz=imgsz, cache_dir=cache_dir)
         self.spec: ModelSpec = self.runtime.spec
         self.names = self.spec.names
-        self.conf, self.iou, self.max_det, self.agnostic = conf, iou, max_det, agnostic
+        self.rect, self.conf, self.iou, self.max_det, self.agnostic = rect, conf, iou, max_det, agnostic
         self.classes = None if classes is None else class_indices(classes, self.names)
         self.timings: dict[str, float] = {}
-        self._canvas: NDArray[np.uint8] = np.empty((self.spec.imgsz, self.spec.imgsz, 3), np.uint8)
+        self._canvases: dict[Size, NDArray[np.uint8]] = {}
         self._letterbox: Letterbox | None = None
+
+    def prepare(self, source_hw: Size) -> Size:
+        """Make ready for pictures of that height and width, so that the first need not wait; from any thread.
+
+        Returns:
+            height and width of the network's input for them.
+        """
+        return self.runtime.canvas_for(source_hw) if self.rect else (self.spec.imgsz, self.spec.imgsz)
 
     def __call__(self, image: NDArray[np.uint8]) -> Detections:
         """Detect in one picture (H, W, 3) of uint8 BGR, as OpenCV reads it.
@@ -94,13 +106,17 @@ class Detector:
             InputError: not such an array.
         """
         check_picture(image)
-        started = time.perf_counter()
         source_hw = (image.shape[0], image.shape[1])
         if self._letterbox is None or self._letterbox.source_hw != source_hw:
-            self._letterbox = Letterbox.fit(source_hw, self.spec.imgsz)
-        self._letterbox.apply_(image, self._canvas)
+            self._letterbox = Letterbox.fit(source_hw, self.prepare(source_hw))
+        started = time.perf_counter()
+        hw = self._letterbox.canvas_hw
+        canvas = self._canvases.get(hw)
+        if canvas is None:
+            canvas = self._canvases[hw] = np.empty((*hw, 3), np.uint8)
+        self._letterbox.apply_(image, canvas)
         prepared = time.perf_counter()
-        raw = self.runtime.infer(self._canvas)
+        raw = self.runtime.infer(canvas)
         computed = time.perf_counter()
         found = decode(raw, conf=self.conf, iou=self.iou, max_det=self.max_det, agnostic=self.agnostic,
                        classes=self.classes)  # fmt: skip

@@ -21,7 +21,7 @@ from hawkeye.artifact import ModelSpec
 from hawkeye.decode import decode
 from hawkeye.detections import Detections
 from hawkeye.errors import HawkeyeError
-from hawkeye.geometry import Letterbox
+from hawkeye.geometry import Letterbox, Size
 from hawkeye.runtime.resolution import Policy
 
 _RESTARTS_IN_A_ROW = 3
@@ -73,6 +73,10 @@ class Backend(Protocol):
     name: str
     capacity: int
 
+    def prepare(self, source_hw: Size) -> None:
+        """Make ready for pictures of that height and width; may wait for a compilation. From any thread."""
+        ...
+
     def start(self, job: Job, report: Report) -> None:
         """Begin a job without waiting; `report` is called once, from any thread."""
         ...
@@ -87,15 +91,22 @@ class SyncBackend:
 
     Args:
         policy_for: the policy of a stream by its name. Some remember the frames before, so streams must not share them.
+        prepare: see `Backend.prepare`.
     """
 
     name, capacity = "sync", 1
 
-    def __init__(self, policy_for: Callable[[str], Policy]) -> None:
-        self._policy_for = policy_for
+    def __init__(
+        self, policy_for: Callable[[str], Policy], prepare: Callable[[Size], object] = lambda source_hw: None
+    ) -> None:
+        self._policy_for, self._prepare = policy_for, prepare
         self._jobs: queue.SimpleQueue[tuple[Job, Report] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
         self._thread.start()
+
+    def prepare(self, source_hw: Size) -> None:
+        """See `Backend.prepare`."""
+        self._prepare(source_hw)
 
     def start(self, job: Job, report: Report) -> None:
         """See `Backend.start`."""
@@ -124,7 +135,16 @@ class RequestQueue(Protocol):
     spec: ModelSpec
     requests: int
 
-    def start(self, fill: Callable[[NDArray[np.uint8]], None], done: Callable[[NDArray[np.float32]], None]) -> None:
+    def canvas_for(self, source_hw: Size) -> Size:
+        """Height and width of the canvas for such a picture; makes ready for it."""
+        ...
+
+    def start(
+        self,
+        fill: Callable[[NDArray[np.uint8]], None],
+        done: Callable[[NDArray[np.float32]], None],
+        canvas_hw: Size | None = None,
+    ) -> None:
         """Fill an idle request's canvas and begin; `done` gets the raw output, valid only until it returns."""
         ...
 
@@ -134,12 +154,17 @@ class RequestQueue(Protocol):
 
 
 class AsyncBackend:
-    """As many jobs in flight as the runtime thinks best: more frames per second, each later."""
+    """As many jobs in flight as the runtime thinks best: more frames per second, each later.
+
+    Args:
+        rect, conf, iou, max_det, agnostic, classes: as `Detector` takes them.
+    """
 
     def __init__(
         self,
         requests: RequestQueue,
         *,
+        rect: bool = True,
         conf: float,
         iou: float,
         max_det: int = 300,
@@ -147,14 +172,21 @@ class AsyncBackend:
         classes: Sequence[int] | None = None,
     ) -> None:
         self._queue, self._conf, self._iou, self._max_det = requests, conf, iou, max_det
-        self._agnostic, self._classes = agnostic, classes
+        self._rect, self._agnostic, self._classes = rect, agnostic, classes
         self.capacity = requests.requests
         self.name = f"async, {self.capacity} in flight"
 
+    def prepare(self, source_hw: Size) -> None:
+        """See `Backend.prepare`."""
+        self._canvas_for(source_hw)
+
+    def _canvas_for(self, source_hw: Size) -> Size:
+        return self._queue.canvas_for(source_hw) if self._rect else (self._queue.spec.imgsz,) * 2
+
     def start(self, job: Job, report: Report) -> None:
         """See `Backend.start`."""
-        size = self._queue.spec.imgsz
-        letterbox = Letterbox.fit((job.image.shape[0], job.image.shape[1]), size)
+        source_hw = (job.image.shape[0], job.image.shape[1])
+        letterbox = Letterbox.fit(source_hw, self._canvas_for(source_hw))
         moments = [time.perf_counter()]
 
         def fill(canvas: NDArray[np.uint8]) -> None:
@@ -174,7 +206,7 @@ class AsyncBackend:
             spans = (later - earlier for earlier, later in zip(moments, moments[1:], strict=False))
             report(result, {k: v * 1e3 for k, v in zip(("pre", "network", "post"), spans, strict=True)}, None)
 
-        self._queue.start(fill, done)
+        self._queue.start(fill, done, letterbox.canvas_hw)
 
     def close(self) -> None:
         """See `Backend.close`."""
@@ -232,6 +264,10 @@ class Engine:
             unused, self._next = self._next, (other._make, other._backend)
         if unused is not None:
             unused[1].close()
+
+    def prepare(self, source_hw: Size) -> None:
+        """Make ready for frames of that height and width, so that the first need not wait. From any thread."""
+        self._backend.prepare(source_hw)
 
     def submit(self, job: Job) -> None:
         """Begin a job; only while `free`."""
@@ -301,6 +337,7 @@ class Engine:
         return max(0.0, min(timeout_s, self._jobs[0].begun_s + self._timeout_s - self._clock()))
 
     def _begin(self, job: Job) -> None:
+        self._backend.prepare((job.image.shape[0], job.image.shape[1]))  # a compilation is no hang
         job.begun_s = self._clock()
         job.tries += 1
         attempt = job.tries

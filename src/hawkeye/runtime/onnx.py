@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from hawkeye.artifact import ModelSpec
 from hawkeye.environment import cpu_count
 from hawkeye.errors import MissingExtraError, ModelError
+from hawkeye.geometry import Size, rectangle
 from hawkeye.records import RuntimeName
 from hawkeye.runtime import check_output, spec_from_metadata
 
@@ -58,15 +59,23 @@ class OnnxRuntime:
             raise ModelError(f"{path} does not take pictures of {self.spec.imgsz} pixels", got=shape, expected=wanted,
                              mend=f"export it again with --imgsz {self.spec.imgsz}, or take the OpenVINO IR, which "
                                   "can be given another size")  # fmt: skip
-        self._input = inputs[0].name
+        self._path, self._input = path, inputs[0].name
+        self._rectangles = not any(isinstance(side, int) for side in shape[2:])  # exported as dynamic
         quantized = b"DequantizeLinear" in path.read_bytes()
         self.precision_hint = "as the file"
         # ONNX Runtime does not tell what it computes in; the graph is what can be known.
         self.precision_executed = "graph with INT8 quantizers" if quantized else "f32"
-        check_output(self.spec, self.infer(np.zeros((self.spec.imgsz,) * 2 + (3,), np.uint8))[None].shape, path)
+        self.infer(np.zeros((self.spec.imgsz,) * 2 + (3,), np.uint8))
+
+    def canvas_for(self, source_hw: Size) -> Size:
+        """See `Runtime.canvas_for`."""
+        size = self.spec.imgsz
+        return rectangle(source_hw, size, max(self.spec.strides)) if self._rectangles else (size, size)
 
     def infer(self, canvas: NDArray[np.uint8]) -> NDArray[np.float32]:
         """See `Runtime.infer`."""
-        blob = cv2.dnn.blobFromImage(canvas, 1 / 255, swapRB=True)  # (1, 3, size, size) float32 RGB
-        raw: NDArray[np.float32] = self._session.run(None, {self._input: blob})[0][0]
-        return raw
+        blob = cv2.dnn.blobFromImage(canvas, 1 / 255, swapRB=True)  # (1, 3, h, w) float32 RGB
+        raw: NDArray[np.float32] = self._session.run(None, {self._input: blob})[0]
+        check_output(self.spec, raw.shape, self._path, (canvas.shape[0], canvas.shape[1]))
+        found: NDArray[np.float32] = raw[0]
+        return found

@@ -6,31 +6,66 @@ FP32 would be a lie.
 
 from __future__ import annotations
 
-import re
+import logging
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
-from openvino import opset13
-from openvino.preprocess import ColorFormat, PrePostProcessor
 
 from hawkeye.artifact import ModelSpec
 from hawkeye.environment import affinity, cpu_count
 from hawkeye.errors import ModelError
+from hawkeye.geometry import PAD_VALUE, Size, rectangle
 from hawkeye.records import RuntimeName
-from hawkeye.runtime import check_output, spec_beside, spec_from_metadata
+from hawkeye.runtime import check_output
+from hawkeye.runtime.ir import Ir, read, reason
 
+log = logging.getLogger("hawkeye.runtime")
 # What each row asks OpenVINO for. The float parts of an INT8 model are fixed to f32 as well.
 _HINTS: dict[str, str | None] = {"openvino-f32": "f32", "openvino-int8": "f32", "openvino-default": None}
+T = TypeVar("T")
+
+
+class _Shapes(Generic[T]):
+    """What is made of an IR for each shape of canvas: the square at once, the others when they are first asked for.
+
+    Safe to use from several threads. What is made is kept; `rectangle` knows five shapes.
+
+    Args:
+        make: compiles one shape and wraps it.
+    """
+
+    def __init__(self, ir: Ir, make: Callable[[Size], T]) -> None:
+        self._ir, self._make, self._lock = ir, make, threading.Lock()
+        self.square: Size = (ir.spec.imgsz, ir.spec.imgsz)
+        self.made: dict[Size, T] = {self.square: make(self.square)}
+        self._tied = False
+
+    def canvas_for(self, source_hw: Size) -> Size:
+        """See `Runtime.canvas_for`. A graph that cannot be given a rectangle takes the square, and the log says so."""
+        spec = self._ir.spec
+        hw = rectangle(source_hw, spec.imgsz, max(spec.strides))
+        if hw in self.made:
+            return hw
+        with self._lock:
+            if hw not in self.made and not self._tied:
+                try:
+                    self.made[hw] = self._make(hw)
+                except ModelError as error:
+                    self._tied = True
+                    log.warning("%s takes square pictures only, so all others are padded and cost as much as square "
+                                "ones: %s", self._ir.path, error.summary)  # fmt: skip
+        return hw if hw in self.made else self.square
 
 
 class OpenVinoRuntime:
-    """One compiled model of static size with one reused request; see `Runtime`.
+    """Compiled models of static size, one for each shape of canvas, with one reused request each; see `Runtime`.
 
     Args:
         path: the .xml of an IR: ours, or a stock export (FP32, FP16 or INT8).
@@ -54,132 +89,136 @@ class OpenVinoRuntime:
         cache_dir: Path | None = None,
         imgsz: int | None = None,
     ) -> None:
-        self._origin = (path, spec, name, imgsz)
-        model, self.spec, self.name = _open(*self._origin)
-        self.threads = threads or cpu_count()
-        hint = _HINTS[self.name]
-        self.precision_hint = hint or "default"
-        self._compiled = _compile(_prepare(model, self.spec, path), path, hint, self.threads, "LATENCY", cache_dir)
-        check_output(self.spec, tuple(self._compiled.output(0).shape), path)
-        self.precision_executed = _summary(_executed(self._compiled))
-        self._request = self._compiled.create_infer_request()
-        self._canvas: NDArray[np.uint8] | None = None
+        self._ir = Ir.open(path, spec, name=name, imgsz=imgsz)
+        self.spec, self.name = self._ir.spec, self._ir.name
+        self.threads, self._cache_dir = threads or cpu_count(), cache_dir
+        self.precision_hint = _HINTS[self.name] or "default"
+        self._requests = _Shapes(
+            self._ir, lambda hw: _Request(_shaped(self._ir, hw, self.threads, "LATENCY", cache_dir))
+        )
+        self.precision_executed = convolutions(_executed(self._requests.made[self._requests.square].compiled))
+
+    def canvas_for(self, source_hw: Size) -> Size:
+        """See `Runtime.canvas_for`. The first picture of a shape waits for the compilation of its network."""
+        return self._requests.canvas_for(source_hw)
 
     def infer(self, canvas: NDArray[np.uint8]) -> NDArray[np.float32]:
         """See `Runtime.infer`. The canvas is read in place; hand in the same array each time to bind it only once."""
+        request = self._requests.made.get((canvas.shape[0], canvas.shape[1])) if canvas.ndim == 3 else None
+        if request is None or canvas.shape[2] != 3 or canvas.dtype != np.uint8 or not canvas.flags.c_contiguous:
+            raise ModelError("the canvas does not fit the network", got=f"{canvas.dtype} {canvas.shape}",
+                             expected=f"contiguous uint8 (h, w, 3) of a shape that `canvas_for` gave, such as "
+                                      f"{(*self._requests.square, 3)}")  # fmt: skip
+        return request(canvas)
+
+    def queue(self) -> OpenVinoQueue:
+        """The same networks once more, compiled for several requests in flight."""
+        return OpenVinoQueue(self._ir, threads=self.threads, cache_dir=self._cache_dir)
+
+
+class _Request:
+    """A request of a compiled model, and the canvas that it reads."""
+
+    def __init__(self, compiled: ov.CompiledModel) -> None:
+        self.compiled, self._request = compiled, compiled.create_infer_request()
+        self._canvas: NDArray[np.uint8] | None = None
+
+    def __call__(self, canvas: NDArray[np.uint8]) -> NDArray[np.float32]:
         if canvas is not self._canvas:
-            _check_canvas(canvas, self.spec.imgsz)
             self._request.set_input_tensor(ov.Tensor(canvas[None], shared_memory=True))
             self._canvas = canvas  # also keeps the memory alive for as long as the request reads it
         self._request.infer()
         raw: NDArray[np.float32] = self._request.get_output_tensor().data[0]
         return raw
 
-    def queue(self) -> OpenVinoQueue:
-        """The same network at the same size once more, compiled for several requests in flight."""
-        return OpenVinoQueue(*self._origin, threads=self.threads)
-
 
 class OpenVinoQueue:
-    """Several requests of one network in flight; one long-lived queue, fed from one thread.
+    """Several requests in flight, fed from one thread: one long-lived queue for each shape of canvas.
 
     Each request has its own canvas for as long as it lives, bound once: nothing is freed or written while it is read.
 
     Args:
-        path, spec, name, imgsz, threads: as `OpenVinoRuntime` takes them.
+        ir: what to compile. threads, cache_dir: as `OpenVinoRuntime` takes them.
 
     Attributes:
         spec: input size, class names, strides.
-        requests: how many OpenVINO thinks best here.
+        requests: how many in flight, of all shapes together, OpenVINO thinks best here.
 
     Raises:
         ModelError: as `OpenVinoRuntime`.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        spec: ModelSpec | None = None,
-        name: RuntimeName | None = None,
-        imgsz: int | None = None,
-        *,
-        threads: int = 0,
-    ) -> None:
-        model, self.spec, self.name = _open(path, spec, name, imgsz)
-        prepared = _prepare(model, self.spec, path)
-        compiled = _compile(prepared, path, _HINTS[self.name], threads or cpu_count(), "THROUGHPUT", None)
-        check_output(self.spec, tuple(compiled.output(0).shape), path)
-        self.requests = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
-        self._queue = ov.AsyncInferQueue(compiled, self.requests)
-        self._canvases: list[NDArray[np.uint8]] = []
-        for request in self._queue:
-            canvas = np.full((1, self.spec.imgsz, self.spec.imgsz, 3), 114, np.uint8)
-            request.set_input_tensor(ov.Tensor(canvas, shared_memory=True))
-            self._canvases.append(canvas)
-        self._queue.set_callback(_finish)
+    def __init__(self, ir: Ir, *, threads: int = 0, cache_dir: Path | None = None) -> None:
+        self.spec, self.requests = ir.spec, 0
 
-    def start(self, fill: Callable[[NDArray[np.uint8]], None], done: Callable[[NDArray[np.float32]], None]) -> None:
-        """Fill an idle request's canvas (size, size, 3) and begin; waits while every request is busy.
+        def make(hw: Size) -> tuple[ov.AsyncInferQueue, list[NDArray[np.uint8]]]:
+            compiled = _shaped(ir, hw, threads or cpu_count(), "THROUGHPUT", cache_dir)
+            self.requests = self.requests or int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
+            queue, canvases = ov.AsyncInferQueue(compiled, self.requests), []
+            for request in queue:
+                canvases.append(np.full((*hw, 3), PAD_VALUE, np.uint8))
+                request.set_input_tensor(ov.Tensor(canvases[-1][None], shared_memory=True))
+            queue.set_callback(_finish)
+            return queue, canvases
+
+        self._queues = _Shapes(ir, make)
+
+    def canvas_for(self, source_hw: Size) -> Size:
+        """See `Runtime.canvas_for`; from any thread."""
+        return self._queues.canvas_for(source_hw)
+
+    def start(
+        self,
+        fill: Callable[[NDArray[np.uint8]], None],
+        done: Callable[[NDArray[np.float32]], None],
+        canvas_hw: Size | None = None,
+    ) -> None:
+        """Fill an idle request's canvas (h, w, 3) and begin; waits while every request of that shape is busy.
 
         Args:
             fill: writes the picture into the canvas.
             done: gets the raw output (4 + nc, A) in a thread of OpenVINO's; it is valid only until `done` returns.
+            canvas_hw: a shape that `canvas_for` gave; left out, the square.
         """
+        queue, canvases = self._queues.made[canvas_hw or self._queues.square]
         # The request that is idle now is the one that start_async takes, as nobody else starts any.
-        fill(self._canvases[self._queue.get_idle_request_id()][0])
-        self._queue.start_async(userdata=done)
+        fill(canvases[queue.get_idle_request_id()])
+        queue.start_async(userdata=done)
 
     def close(self) -> None:
         """Wait for all requests."""
-        self._queue.wait_all()
+        for queue, _ in tuple(self._queues.made.values()):
+            queue.wait_all()
 
 
 def _finish(request: Any, done: Callable[[NDArray[np.float32]], None]) -> None:
     done(request.get_output_tensor().data[0])
 
 
-def _open(
-    path: Path, spec: ModelSpec | None, name: RuntimeName | None, imgsz: int | None
-) -> tuple[ov.Model, ModelSpec, RuntimeName]:
-    """Read an IR, give it the size that is wanted, and tell which row of the table it is."""
-    model = _read(path)
-    quantized = any(op.get_type_name() == "FakeQuantize" for op in model.get_ops())
-    if name == "openvino-int8" and not quantized:
-        raise ModelError(f"{path} is not INT8", got="no quantizers in it", expected="an IR made by quantization",
-                         mend="run `hawkeye quantize`, or use openvino-f32")  # fmt: skip
-    spec = spec or _own_spec(model, path)
-    if imgsz is not None and imgsz != spec.imgsz:
-        spec = _resize_(model, spec, imgsz, path)
-    return model, spec, name or ("openvino-int8" if quantized else "openvino-f32")
-
-
-def open_prepared(path: Path, spec: ModelSpec | None = None) -> ov.Model:
-    """An IR as the runtime compiles it: static, one uint8 NHWC BGR canvas in, (1, 4 + nc, A) float32 out.
-
-    Raises:
-        ModelError: damaged, or not a detector.
-    """
-    model, spec, _ = _open(path, spec, None, None)
-    return _prepare(model, spec, path)
+def _shaped(ir: Ir, hw: Size, threads: int, mode: str, cache_dir: Path | None) -> ov.CompiledModel:
+    """The network of a shape, held against what a detector gives."""
+    compiled = _compile(ir.prepared(hw), ir.path, _HINTS[ir.name], threads, mode, cache_dir)
+    check_output(ir.spec, tuple(compiled.output(0).shape), ir.path, hw)
+    return compiled
 
 
 def throughput(path: Path, spec: ModelSpec, *, runtime: RuntimeName, threads: int = 0, seconds: float = 1.5) -> float:
     """Frames per second with as many requests in flight as OpenVINO thinks best, the network alone."""
-    return rate(OpenVinoQueue(path, spec, runtime, threads=threads), seconds)
+    return rate(OpenVinoQueue(Ir.open(path, spec, name=runtime), threads=threads), seconds)
 
 
-def rate(queue: OpenVinoQueue, seconds: float = 1.5) -> float:
-    """Frames per second of a queue with all its requests in flight, the network alone."""
+def rate(queue: OpenVinoQueue, seconds: float = 1.5, canvas_hw: Size | None = None) -> float:
+    """Frames per second of a queue with all its requests in flight, the network alone; of the square, or of a shape."""
 
     def same(_: NDArray[Any]) -> None:
         """The canvas stays as it is, and the output is not wanted."""
 
     for _ in range(queue.requests):  # warm-up
-        queue.start(same, same)
+        queue.start(same, same, canvas_hw)
     queue.close()
     started, frames = time.perf_counter(), 0
     while time.perf_counter() - started < seconds or frames < 2 * queue.requests:
-        queue.start(same, same)  # waits for a free request
+        queue.start(same, same, canvas_hw)  # waits for a free request
         frames += 1
     queue.close()
     return frames / (time.perf_counter() - started)
@@ -193,7 +232,7 @@ def capabilities() -> dict[str, Any]:
 
 
 def execution_precisions(path: Path, *, hint: str | None = "f32", threads: int = 0) -> list[dict[str, Any]]:
-    """What this CPU really computes for an IR, layer by layer, in order of execution.
+    """What this CPU really computes for an IR, layer by layer, in order of execution; constants are left out.
 
     Each row: `name`, `kind`, `precision` (such as "f32", "bf16", "i8"), `primitive` (OpenVINO's kernel), and `layers`,
     the names of the graph's layers that were fused into it.
@@ -201,106 +240,8 @@ def execution_precisions(path: Path, *, hint: str | None = "f32", threads: int =
     Raises:
         ModelError: damaged, or OpenVINO cannot compile it.
     """
-    compiled = _compile(_read(path), path, hint, threads or cpu_count(), "LATENCY", None)
+    compiled = _compile(read(path), path, hint, threads or cpu_count(), "LATENCY", None)
     return _executed(compiled)
-
-
-def _read(path: Path) -> ov.Model:
-    weights = path.with_suffix(".bin")
-    if not weights.is_file():
-        raise ModelError(f"{path} has no weights", got=f"no {weights.name} beside it", mend="copy both files together")
-    try:
-        return ov.Core().read_model(path, weights)
-    except RuntimeError as error:
-        raise ModelError(f"{path} is not an OpenVINO model, or is damaged", got=_reason(error),
-                         mend="export the model again") from None  # fmt: skip
-
-
-def _prepare(model: ov.Model, spec: ModelSpec, path: Path) -> ov.Model:
-    """Make the input static and put the preprocessing into the graph: uint8 NHWC BGR in, float32 out."""
-    if len(model.inputs) != 1 or len(model.outputs) != 1:
-        raise ModelError(f"{path} is not a detector", got=f"{len(model.inputs)} inputs, {len(model.outputs)} outputs",
-                         expected="one of each")  # fmt: skip
-    wanted = [1, 3, spec.imgsz, spec.imgsz]
-    shape = model.input().partial_shape
-    if not shape.compatible(ov.PartialShape(wanted)):
-        raise ModelError(f"{path} does not take pictures of {spec.imgsz} pixels", got=shape, expected=wanted,
-                         mend=f"export it again with --imgsz {spec.imgsz}")  # fmt: skip
-    try:
-        if shape.is_dynamic:
-            model.reshape(wanted)  # INT8 at dynamic sizes has crashed on CPUs with AMX: always compile one static size
-        process = PrePostProcessor(model)
-        process.input().tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout("NHWC")).set_color_format(
-            ColorFormat.BGR
-        )
-        process.input().model().set_layout(ov.Layout("NCHW"))
-        steps = process.input().preprocess()
-        steps.convert_element_type(ov.Type.f32).convert_color(ColorFormat.RGB).scale(255.0)
-        steps.convert_element_type(model.input().element_type)
-        process.output().tensor().set_element_type(ov.Type.f32)
-        return process.build()
-    except RuntimeError as error:
-        raise ModelError(f"{path} cannot be prepared", got=_reason(error), mend="export the model again") from None
-
-
-def _resize_(model: ov.Model, spec: ModelSpec, imgsz: int, path: Path) -> ModelSpec:
-    """Give a static graph another input size; returns its new spec.
-
-    What ties a YOLOv8 graph to its size are constants of the head: the cells' centres (x, y in cells), their strides,
-    and target shapes that name the number of candidates. They are told by their values, so that an unknown one is an
-    error and never a wrong box.
-
-    Raises:
-        ModelError: the size does not fit the strides, or the graph holds something else that is tied to its size.
-    """
-    coarsest = max(spec.strides)
-    if imgsz < coarsest or imgsz % coarsest:
-        raise ModelError(f"{imgsz} is no input size of {path.name}", got=imgsz, expected=f"a multiple of {coarsest}",
-                         mend=f"try {max(1, round(imgsz / coarsest)) * coarsest}")  # fmt: skip
-    new = spec.model_copy(update={"imgsz": imgsz})
-    mend = f"export the model with --imgsz {imgsz}, or with --dynamic"
-    try:
-        if model.input().partial_shape.is_static:
-            old, wanted = _head_constants(spec), _head_constants(new)
-            for node in [op for op in model.get_ordered_ops() if op.get_type_name() == "Constant"]:
-                shape = node.get_output_shape(0)
-                if len(shape) == 0 or (spec.anchors not in shape and len(shape) != 1):
-                    continue
-                value = node.get_data()
-                targets = {port.get_node().get_type_name() for port in node.output(0).get_target_inputs()}
-                if value.dtype.kind == "i" and targets == {"Reshape"} and spec.anchors in value:
-                    fresh = np.where(value == spec.anchors, new.anchors, value)
-                elif shape[-1] != spec.anchors:
-                    continue
-                else:
-                    same = [k for k, v in old.items()
-                            if value.size == v.size and np.array_equal(value.reshape(v.shape), v)]  # fmt: skip
-                    if not same:
-                        raise ModelError(f"{path} is tied to {spec.imgsz} pixels", got=node.get_friendly_name(),
-                                         expected="a stock YOLOv8 head", mend=mend)  # fmt: skip
-                    fresh = wanted[same[0]].reshape([*shape[:-1], new.anchors])
-                constant = opset13.constant(fresh.astype(value.dtype))
-                constant.set_friendly_name(node.get_friendly_name())
-                for port in node.output(0).get_target_inputs():
-                    port.replace_source_output(constant.output(0))
-        # Not model.reshape: it checks the old shapes first, which no longer fit.
-        model.get_parameters()[0].set_partial_shape(ov.PartialShape([1, 3, imgsz, imgsz]))
-        model.validate_nodes_and_infer_types()
-    except RuntimeError as error:
-        raise ModelError(f"{path} cannot take pictures of {imgsz} pixels", got=_reason(error), mend=mend) from None
-    return new
-
-
-def _head_constants(spec: ModelSpec) -> dict[str, NDArray[np.float32]]:
-    """What a YOLOv8 head keeps for each candidate: centres (2, A) in cells and in pixels, strides (1, A)."""
-    centres, strides = [], []
-    for stride in spec.strides:
-        side = spec.imgsz // stride
-        y, x = np.divmod(np.arange(side * side), side)
-        centres.append(np.stack([x, y]) + 0.5)
-        strides.append(np.full((1, side * side), stride))
-    cells, step = np.concatenate(centres, 1).astype(np.float32), np.concatenate(strides, 1).astype(np.float32)
-    return {"cells": cells, "strides": step, "pixels": cells * step}
 
 
 def _compile(
@@ -316,40 +257,19 @@ def _compile(
     try:
         return ov.Core().compile_model(model, "CPU", options)
     except RuntimeError as error:
-        raise ModelError(f"OpenVINO cannot compile {path}", got=_reason(error), mend="export the model again") from None
-
-
-def _own_spec(model: ov.Model, path: Path) -> ModelSpec:
-    """Spec from the IR's own `model_info`, for an .xml that was moved without its metadata.yaml."""
-    info = {
-        key: model.get_rt_info(["model_info", key]).astype(str)
-        for key in ("labels", "model_type", "task")
-        if model.has_rt_info(["model_info", key])
-    }
-    if "labels" not in info:
-        raise ModelError(f"{path} does not tell its classes", got="no metadata.yaml and no labels in the file",
-                         mend="keep the export's files together, or export the model again")  # fmt: skip
-    shape = model.input().partial_shape
-    size = shape[2].get_length() if len(shape) == 4 and shape[2].is_static else 0
-    outputs = model.outputs[0].partial_shape
-    last = outputs[len(outputs) - 1]
-    for stride in (32, 64):
-        try:
-            # Labels are kept in one string; a blank inside a name was written as an underscore.
-            values = {"names": info["labels"].split(), "imgsz": size or None, "stride": stride,
-                      "task": info.get("task", "detect")}  # fmt: skip
-            return spec_from_metadata(values, path, candidates=last.get_length() if last.is_static else None)
-        except ModelError:
-            if stride == 64:
-                raise
-    raise AssertionError("unreachable")
+        raise ModelError(f"OpenVINO cannot compile {path}", got=reason(error), mend="export the model again") from None
 
 
 def _executed(compiled: ov.CompiledModel) -> list[dict[str, Any]]:
     rows = []
-    for op in compiled.get_runtime_model().get_ops():
+    constant: set[str] = set()
+    for op in compiled.get_runtime_model().get_ordered_ops():
+        inputs = [value.get_node().get_friendly_name() for value in op.input_values()]
         info = {key: value.astype(str) if hasattr(value, "astype") else str(value)
                 for key, value in op.get_rt_info().items()}  # fmt: skip
+        if info.get("layerType") == "Const" or (inputs and constant.issuperset(inputs)):
+            constant.add(op.get_friendly_name())
+            continue
         rows.append({
             "order": int(info.get("execOrder", 0)),
             "name": op.get_friendly_name(),
@@ -362,28 +282,11 @@ def _executed(compiled: ov.CompiledModel) -> list[dict[str, Any]]:
     return rows
 
 
-def _summary(rows: list[dict[str, Any]]) -> str:
-    """Convolutions by precision, such as "i8 x57, f32 x7"."""
+def convolutions(rows: list[dict[str, Any]]) -> str:
+    """Convolutions of `execution_precisions` by precision, such as "i8 x57, f32 x7"."""
     counts = Counter(_PRECISION.get(row["precision"], row["precision"])
                      for row in rows if row["kind"] in ("Convolution", "Convolution_Fused"))  # fmt: skip
     return ", ".join(f"{precision} x{count}" for precision, count in counts.most_common()) or "no convolutions"
 
 
 _PRECISION = {"u8": "i8"}  # unsigned activations: the same INT8 kernels
-
-
-def _check_canvas(canvas: NDArray[np.uint8], size: int) -> None:
-    if canvas.shape != (size, size, 3) or canvas.dtype != np.uint8 or not canvas.flags.c_contiguous:
-        raise ModelError("the canvas does not fit the network", got=f"{canvas.dtype} {canvas.shape}",
-                         expected=f"contiguous uint8 ({size}, {size}, 3)")  # fmt: skip
-
-
-def _reason(error: RuntimeError) -> str:
-    """The one telling line of OpenVINO's message, without its source files."""
-    lines = [re.sub(r"^Exception from \S+:\d+:\s*", "", line).strip() for line in str(error).splitlines()]
-    return next((line for line in reversed(lines) if line), "no reason given")[:300]
-
-
-def read_spec(path: Path) -> ModelSpec:
-    """Spec of an IR, from the files beside it or from the file itself."""
-    return spec_beside(path) or _own_spec(_read(path), path)

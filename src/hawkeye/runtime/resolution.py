@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from hawkeye.artifact import Artifact
 from hawkeye.detections import Detections
 from hawkeye.errors import ConfigError
-from hawkeye.geometry import iou_matrix
+from hawkeye.geometry import PAD_VALUE, Size, iou_matrix
 from hawkeye.records import RuntimeName
 from hawkeye.runtime.changes import Changes
 from hawkeye.runtime.detector import Detector, check_picture
@@ -41,6 +41,10 @@ class Looker(Protocol):
     agnostic: bool
     timings: dict[str, float]
 
+    def prepare(self, source_hw: Size) -> Size:
+        """Make ready for pictures of that height and width; from any thread."""
+        ...
+
     def __call__(self, image: NDArray[np.uint8]) -> Detections:
         """Detections in one picture (H, W, 3) of uint8 BGR, in its pixels."""
         ...
@@ -58,6 +62,10 @@ class Policy(Protocol):
     @property
     def names(self) -> tuple[str, ...]:
         """Class names by index."""
+        ...
+
+    def prepare(self, source_hw: Size) -> object:
+        """Make ready for pictures of that height and width, so that the first need not wait; from any thread."""
         ...
 
     def __call__(self, image: NDArray[np.uint8], expected: Detections | None = None) -> Detections:
@@ -93,23 +101,24 @@ def make_policy(
     kind, colon, value = text.strip().lower().partition(":")
     number = int(value) if value.isascii() and value.isdigit() and len(value) < 6 else 0
 
-    def at(imgsz: int) -> Detector:
-        return Detector(model, runtime=runtime, imgsz=imgsz, conf=conf, iou=iou, threads=threads, **options)
+    def at(imgsz: int, **others: Any) -> Detector:
+        settings = {"conf": conf, "iou": iou, "threads": threads, **options, **others}
+        return Detector(model, runtime=runtime, imgsz=imgsz, **settings)
 
     if kind == "fixed" and number:
         return Fixed(at(number))
     if kind == "adaptive" and (number or not colon):
-        full, crop = at(FULL), at(CROP)
-        return Adaptive(full, crop, every=number or EVERY, costs_ms=(cost_ms(full, FULL), cost_ms(crop, CROP)))
+        # Crops are squares; for what the picture's edge cuts off one of them no other network is worth its memory.
+        return Adaptive(at(FULL), at(CROP, rect=False), every=number or EVERY)
     if kind == "tiles" and not colon:
         return Tiles(at(FULL))
     raise ConfigError(f"there is no resolution {text!r}", got=text, expected="fixed:SIZE, adaptive or tiles",
                       mend="try fixed:640, fixed:320, adaptive or tiles")  # fmt: skip
 
 
-def cost_ms(look: Looker, size: int, runs: int = 5) -> float:
-    """Median milliseconds that one look takes here and now, measured."""
-    picture = np.full((size, size, 3), 114, np.uint8)
+def cost_ms(look: Looker, source_hw: Size, runs: int = 5) -> float:
+    """Median milliseconds that one look at a picture of that height and width takes here and now, measured."""
+    picture = np.full((*source_hw, 3), PAD_VALUE, np.uint8)
     times = []
     for number in range(runs + 2):
         started = time.perf_counter()
@@ -126,6 +135,7 @@ class Fixed:
         self._look = look
         self.names = look.names
         self.timings: dict[str, float] = {}
+        self.prepare = look.prepare
 
     def __call__(self, image: NDArray[np.uint8], expected: Detections | None = None) -> Detections:
         """See `Policy`."""
@@ -155,6 +165,11 @@ class Tiles:
         self._look, self._tile, self._count = look, tile, 0
         self.names = look.names
         self.timings: dict[str, float] = {}
+
+    def prepare(self, source_hw: Size) -> None:
+        """See `Policy`."""
+        for x1, y1, x2, y2 in ((0, 0, source_hw[1], source_hw[0]), *tiles(source_hw, self._tile)):
+            self._look.prepare((y2 - y1, x2 - x1))
 
     def __call__(self, image: NDArray[np.uint8], expected: Detections | None = None) -> Detections:
         """See `Policy`."""
@@ -191,10 +206,12 @@ class Adaptive:
         full: detector of the large size.
         crop: detector of the small one.
         every: frames from one whole look to the next.
-        costs_ms: milliseconds of one look with each; see `cost_ms`.
+        cost: milliseconds of one look with either at a picture of some size, as `cost_ms` measures them.
         sizes: their input sizes in pixels.
 
     Attributes:
+        costs_ms: of the whole picture and of a crop, once a picture has come.
+        crops_at_most: how many cost less than the whole picture.
         frames, full_frames, crops: how many so far.
         windows: what was looked at in the last frame, in picture pixels.
     """
@@ -205,13 +222,13 @@ class Adaptive:
         crop: Looker,
         *,
         every: int = EVERY,
-        costs_ms: tuple[float, float],
+        cost: Callable[[Looker, Size], float] = cost_ms,
         sizes: tuple[int, int] = (FULL, CROP),
     ) -> None:
-        self._full, self._crop, self._every, self._sizes, self._costs = full, crop, every, sizes, costs_ms
-        # Planning and merging cost a little too, hence the tenth.
-        self.crops_at_most = int(0.9 * costs_ms[0] / max(costs_ms[1], 1e-6))
-        self.names = full.names
+        self._full, self._crop, self._every, self._sizes, self._cost = full, crop, every, sizes, cost
+        self._measured: dict[Size, tuple[float, float]] = {}  # shared by all copies of this policy
+        self.costs_ms, self.crops_at_most = (0.0, 0.0), 0
+        self.names, self.prepare = full.names, full.prepare
         self.timings: dict[str, float] = {}
         self.frames, self.full_frames, self.crops = 0, 0, 0
         self.windows: tuple[Window, ...] = ()
@@ -232,6 +249,7 @@ class Adaptive:
         changed = 1.0
         if self._changes is None or hw != self._hw:
             self._hw, self._changes = hw, Changes(image)
+            self._weigh(hw)
         else:
             changed = self._changes.compare(image)
         whole = changed > _SCENE or self._since >= (self._every // 3 if self._lost else self._every)
@@ -266,10 +284,21 @@ class Adaptive:
 
     def describe(self) -> str:
         """See `Policy`."""
-        full, crop = self._costs
-        done = f"; {self.full_frames} of {self.frames} frames whole, {self.crops} crops" if self.frames else ""
-        return (f"adaptive: whole every {self._every} frames at {self._sizes[0]} ({full:.1f} ms), between them at most "
-                f"{self.crops_at_most} crops at {self._sizes[1]} ({crop:.1f} ms each){done}")  # fmt: skip
+        (full, crop), text = self.costs_ms, f"adaptive: whole every {self._every} frames at {self._sizes[0]}"
+        if not self.frames:
+            return text
+        done = f"{self.full_frames} of {self.frames} frames whole, {self.crops} crops"
+        return (f"{text} ({full:.1f} ms), between them at most {self.crops_at_most} crops at {self._sizes[1]} "
+                f"({crop:.1f} ms each); {done}")  # fmt: skip
+
+    def _weigh(self, hw: Size) -> None:
+        """Measure what the two looks cost for pictures of this size, the first time that they are seen."""
+        canvas = self._full.prepare(hw)
+        if canvas not in self._measured:
+            self._measured[canvas] = (self._cost(self._full, hw), self._cost(self._crop, (self._sizes[1],) * 2))
+        self.costs_ms = self._measured[canvas]
+        # Planning and merging cost a little too, hence the tenth.
+        self.crops_at_most = int(0.9 * self.costs_ms[0] / max(self.costs_ms[1], 1e-6))
 
     def _plan(self, changes: Changes, expected: Detections | None) -> _Plan | None:
         """What to do with this frame; None where the whole of it is to be looked at."""

@@ -20,7 +20,7 @@ from hawkeye.config import ServingConfig
 from hawkeye.detections import Detections
 from hawkeye.errors import ExportError
 from hawkeye.geometry import PAD_VALUE
-from hawkeye.runtime.openvino import open_prepared
+from hawkeye.runtime.ir import Ir
 
 _COUNTED = re.compile(r"[A-Za-z]\w*_\d+")  # how OpenVINO names what nobody has named, counted over the whole process
 INPUT, OUTPUTS = "image", ("boxes", "scores", "classes")
@@ -33,7 +33,7 @@ def save(source: Path, spec: ModelSpec, serving: ServingConfig, path: Path) -> N
         ModelError: the IR is not a detector, or is damaged.
         ExportError: the disk refused.
     """
-    network = open_prepared(source, spec)  # uint8 NHWC BGR canvas in, as in the runtime
+    network = Ir.open(source, spec).prepared()  # uint8 NHWC BGR canvas in, as in the runtime
     image = op.parameter([1, -1, -1, 3], np.uint8, name=INPUT)
     image.set_layout(ov.Layout("NHWC"))
     canvas, scale, pad, hw = _letterbox(image, spec.imgsz)

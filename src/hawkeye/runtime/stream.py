@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from hawkeye.data import MAX_UNREADABLE
 from hawkeye.errors import DataError, HawkeyeError
+from hawkeye.geometry import Size
 from hawkeye.runtime.source import Capture, Source, open_source
 
 State = Literal["connecting", "live", "no data", "reconnecting", "ended", "failed", "stopped"]
@@ -93,6 +94,7 @@ class Stream:
         failure: why it has failed for good, or None.
         nominal_fps: frames per second that the source states, 0 where unknown.
         wake: set after each frame and change of state; one event may serve many streams.
+        prepare: called with height and width before the first frame of a size is there to be taken.
     """
 
     def __init__(
@@ -120,6 +122,8 @@ class Stream:
         self._connect_s, self._stall_s, self._backoff_s = connect_s, stall_s, backoff_s
         self._open, self._clock = open_, clock
         self.wake = threading.Event()
+        self.prepare: Callable[[Size], object] = lambda source_hw: None
+        self._source_hw: Size | None = None
         self._state: State = "connecting"
         self._halt = threading.Event()
         self._room = threading.Condition()
@@ -288,6 +292,9 @@ class Stream:
         return count
 
     def _put(self, frame: Frame) -> None:
+        if self._source_hw != (source_hw := (frame.image.shape[0], frame.image.shape[1])):
+            self.prepare(source_hw)
+            self._source_hw = source_hw
         with self._room:
             if self.live:
                 self.drops += len(self._frames)

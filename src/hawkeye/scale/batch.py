@@ -104,7 +104,7 @@ def batch(
         column: of Parquet files, where it does not tell itself.
         retry: do the parts again in which pictures could not be read.
         price: of one machine for an hour, in any currency, for the report.
-        options: as `Detector` takes them: conf, iou, imgsz, classes.
+        options: as `Detector` takes them: conf, iou, imgsz, rect, classes.
 
     Raises:
         DataError: there are no pictures, or they are gone.

@@ -76,6 +76,8 @@ class ServeConfig(_Settings):
     allowed; link-local and metadata addresses never."""
     cameras: bool = True
     """Whether cameras that are plugged in may be added."""
+    rect: bool = True
+    """The network's input takes the picture's shape; false: always the square, which costs more for wide pictures."""
     conf: float = Field(0.25, ge=0, le=1)
     """Threshold of requests that name none, and of A/B comparisons."""
     iou: float = Field(0.7, gt=0, le=1)

@@ -288,7 +288,11 @@ class LiveSources:
             session = self._session
             if session is not None and model != self._models.served:
                 if pool.names == session.names:
-                    session.engine.swap(self._models.engine(model)[0])
+                    engine = self._models.engine(model)[0]
+                    for row in session.status():
+                        if row.width and row.height:
+                            engine.prepare((row.height, row.width))
+                    session.engine.swap(engine)
                 else:  # tracks and counts of other classes cannot go on
                     self._begin_anew(model)
             if self._comparator is not None:

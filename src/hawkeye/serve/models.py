@@ -70,7 +70,7 @@ class Pool:
             self._free.put(detector)
 
     def _open(self) -> Detector:
-        return Detector(self._place, threads=self._config.threads)
+        return Detector(self._place, rect=self._config.rect, threads=self._config.threads)
 
 
 class Models:
@@ -213,15 +213,16 @@ class Models:
         Raises:
             NotFound, ModelError: see `pool`.
         """
-        engine, names, words = open_engine(self.entry(model).place(), kind=self._config.engine, conf=LIVE_CONF,
-                                           iou=self._config.iou, threads=self._config.threads)  # fmt: skip
+        engine, names, words = open_engine(self.entry(model).place(), kind=self._config.engine, rect=self._config.rect,
+                                           conf=LIVE_CONF, iou=self._config.iou,
+                                           threads=self._config.threads)  # fmt: skip
         log.info("live engine of %s: %s", model, words)
         return engine, names
 
     def detector(self, model: str) -> Detector:
         """A detector of its own, for a comparison. Waits for the compilation."""
-        return Detector(self.entry(model).place(), conf=self._config.conf, iou=self._config.iou,
-                        threads=self._config.threads)  # fmt: skip
+        return Detector(self.entry(model).place(), rect=self._config.rect, conf=self._config.conf,
+                        iou=self._config.iou, threads=self._config.threads)  # fmt: skip
 
     def queues(self) -> dict[str, tuple[int, int]]:
         """Pictures that are worked on or wait, and how many may."""
