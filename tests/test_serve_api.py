@@ -17,6 +17,7 @@ pytest.importorskip("fastapi")
 from fastapi.testclient import TestClient  # noqa: E402
 
 import serve_world as world  # noqa: E402
+import tiny_ir  # noqa: E402
 from hawkeye.runtime.detector import Detector  # noqa: E402
 from hawkeye.serve.problems import Busy  # noqa: E402
 
@@ -58,6 +59,21 @@ def test_detect_finds_what_the_detector_finds_however_the_picture_comes(client: 
         assert (found["model"], found["width"], found["height"]) == ("tiny", 120, 90)
         assert {"decode", "wait", "pre", "network", "post", "total"} == set(found["timings_ms"])
     assert client.post("/v1/detect?model=other", content=world.png(image)).json()["model"] == "other"
+
+
+def test_the_networks_input_takes_the_pictures_shape_unless_the_square_is_asked_for(tmp_path: Path) -> None:
+    model = tiny_ir.stock_folder(tmp_path / "wide", stock_head=True, imgsz=[128, 128])
+    tiny_ir.save_ir(model / "tiny.xml", stock_head=True, imgsz=128)
+    image = world.scene(size=(90, 160))
+    answers = []
+    for rect in (True, False):
+        config = world.config_of(tmp_path / str(rect), model=str(model), models=(), rect=rect)
+        detector = Detector(model, rect=rect, threads=1, conf=0.5)
+        with world.client_of(config) as client:
+            found = client.post("/v1/detect", content=world.png(image)).json()["detections"]
+        answers.append([box["xyxy"] for box in found])
+        assert answers[-1] == detector(image).xyxy.tolist()
+    assert answers[0] != answers[1]
 
 
 @pytest.mark.parametrize(
