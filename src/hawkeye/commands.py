@@ -109,13 +109,21 @@ def inspect(
 
         hawkeye inspect yolov8n.pt --sensitivity --images pictures/ --json
 
-        hawkeye inspect runs/first/4-quantize/pruned/pruned+int8.xml
+        hawkeye inspect runs/first/4-quantize/pruned
     """
-    if model.suffix == ".xml":
-        rows = load("hawkeye.runtime.openvino").execution_precisions(model)
-        print(as_json(rows) if json else table(rows, ("name", "kind", "precision", "primitive")))
+    path = model
+    if model.is_dir():
+        artifact = Artifact.load(model)  # an INT8 one holds no checkpoint
+        path = artifact.path("pytorch" if "pytorch" in artifact.files else "openvino")
+    if path.suffix == ".xml":
+        runtime = load("hawkeye.runtime.openvino")
+        rows = runtime.execution_precisions(path)
+        if json:
+            print(as_json(rows))
+            return
+        print(table(rows, ("name", "kind", "precision", "primitive")))
+        print(f"convolutions on this CPU: {runtime.convolutions(rows)} (i8 is INT8; compiled with the hint f32)")
         return
-    path = Artifact.load(model).path("pytorch") if model.is_dir() else model
     found = load("hawkeye.compress.inspect").inspect(path, imgsz=imgsz, sensitivity=sensitivity, data=data,
                                                       images=images)  # fmt: skip
     if json:

@@ -93,8 +93,10 @@ def quantize(source_sha256: str, config: QuantizeConfig) -> tuple[list[Path], tu
         held = (held_l, held_u)
     pictures = sample([*labelled, *unlabelled], config.samples, config.seed)
     if len(pictures) < FEWEST:
-        raise DataError("too few pictures to calibrate on", got=len(pictures),
-                        expected=f"at least {FEWEST}, better {ENOUGH}",
+        aside = sum(map(len, held))
+        got = f"{len(pictures) + aside}, of which {aside} set aside to judge the result on" if aside else len(pictures)
+        raise DataError("too few pictures to calibrate on", got=got,
+                        expected=f"at least {FEWEST} to calibrate on, better {ENOUGH}",
                         mend="give --images a folder of typical pictures; they need no labels")  # fmt: skip
     content = content_digest(pictures if config.mode == "ptq" else [*labelled, *unlabelled, *held[0], *held[1]])
     return pictures, held, digest("quantize", source_sha256, settings(config, *without), content, __version__)

@@ -33,6 +33,7 @@ from hawkeye.config import QuantizeConfig
 from hawkeye.errors import ConfigError, ExportError, MissingExtraError, ModelError
 from hawkeye.keys import ENOUGH, PARITY_PICTURES
 from hawkeye.progress import Task, progress, say
+from hawkeye.runtime.core import core
 
 os.environ.setdefault("NNCF_CI", "1")  # the one switch that keeps NNCF from sending usage statistics
 try:
@@ -69,7 +70,7 @@ def calibrate(source: Artifact, config: QuantizeConfig, pictures: Sequence[Path]
     if config.imgsz not in (None, spec.imgsz):
         raise ConfigError("the export has another input size", got=config.imgsz, expected=spec.imgsz,
                           mend="export at that size first")  # fmt: skip
-    model = openvino.Core().read_model(str(source.path("openvino")))
+    model = core().read_model(str(source.path("openvino")))
     graph = onnx.load(source.path("onnx"))
     check_input(model)
     if (done := artifact.reuse(out, key)) is not None:

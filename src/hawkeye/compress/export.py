@@ -27,6 +27,7 @@ from hawkeye.errors import ExportError, MissingExtraError
 from hawkeye.geometry import Letterbox
 from hawkeye.keys import PARITY_PICTURES
 from hawkeye.progress import progress
+from hawkeye.runtime.core import core
 
 try:
     import onnx
@@ -207,7 +208,7 @@ def read_swish(path: Path) -> openvino.Model:
     ONNX writes SiLU as two operators. NNCF would put a quantizer between them, which costs accuracy and keeps the
     CPU from running the activation inside the INT8 convolution.
     """
-    model = openvino.Core().read_model(str(path))
+    model = core().read_model(str(path))
     for node in model.get_ordered_ops():
         if node.get_type_name() != "Multiply":
             continue
@@ -307,5 +308,5 @@ def onnx_infer(path: Path) -> Infer:
 
 def openvino_infer(path: Path) -> Infer:
     """An OpenVINO IR on the CPU with float parts in true FP32, one picture at a time."""
-    compiled = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return lambda canvases: np.concatenate([compiled(c[None])[0] for c in canvases])

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from hawkeye.compress.export import OUTPUT
 from hawkeye.errors import ExportError, MissingExtraError
+from hawkeye.runtime.core import core
 
 try:
     import onnx
@@ -152,7 +153,7 @@ def check_onnx(graph: onnx.ModelProto, in_float: Collection[str] = ()) -> None:
 
 def executed_precisions(path: Path) -> Counter[str]:
     """Convolutions by the precision that this CPU runs them in, as OpenVINO tells after compiling."""
-    compiled = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     found: Counter[str] = Counter()
     for node in compiled.get_runtime_model().get_ops():
         info = node.get_rt_info()

@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from hawkeye.errors import MissingExtraError, ModelError
+from hawkeye.runtime.core import core
 
 try:
     import openvino as ov
@@ -108,7 +109,7 @@ def networks_ms(models: Sequence[ov.Model | Path], *, threads: int, runs: int) -
 def _request(model: ov.Model | Path, threads: int, *, count: bool = False) -> ov.InferRequest:
     options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32",
                "PERF_COUNT": count}  # fmt: skip
-    compiled = ov.Core().compile_model(model, "CPU", options)
+    compiled = core().compile_model(model, "CPU", options)
     request = compiled.create_infer_request()
     rng = np.random.default_rng(0)
     for port in compiled.inputs:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from hawkeye.compress.export import INPUT
 from hawkeye.errors import ExportError, MissingExtraError
+from hawkeye.runtime.core import core
 
 try:
     import onnx
@@ -370,7 +371,7 @@ def _constants_(body: onnx.GraphProto, value: str, scale: object, zero_point: ob
 
 def read_ir(path: Path) -> openvino.Model:
     """An IR file."""
-    return openvino.Core().read_model(str(path))
+    return core().read_model(str(path))
 
 
 def load(model: Path, graph: Path) -> Quantization:

@@ -22,6 +22,7 @@ from hawkeye.errors import ModelError
 from hawkeye.geometry import Size
 from hawkeye.records import RuntimeName
 from hawkeye.runtime import spec_from_metadata
+from hawkeye.runtime.core import core
 
 
 @dataclass(frozen=True)
@@ -92,10 +93,8 @@ def read(path: Path) -> ov.Model:
     weights = path.with_suffix(".bin")
     if not weights.is_file():
         raise ModelError(f"{path} has no weights", got=f"no {weights.name} beside it", mend="copy both files together")
-    core = ov.Core()
-    core.set_property({"ENABLE_MMAP": False})  # a mapped file that is written over changes under our hands
     try:
-        return core.read_model(path, weights)
+        return core().read_model(path, weights)
     except RuntimeError as error:
         raise ModelError(f"{path} is not an OpenVINO model, or is damaged", got=reason(error),
                          mend="export the model again") from None  # fmt: skip

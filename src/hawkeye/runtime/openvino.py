@@ -24,6 +24,7 @@ from hawkeye.errors import ModelError
 from hawkeye.geometry import PAD_VALUE, Size, rectangle
 from hawkeye.records import RuntimeName
 from hawkeye.runtime import check_output
+from hawkeye.runtime.core import core
 from hawkeye.runtime.ir import Ir, read, reason
 
 log = logging.getLogger("hawkeye.runtime")
@@ -227,7 +228,7 @@ def rate(queue: OpenVinoQueue, seconds: float = 1.5, canvas_hw: Size | None = No
 def capabilities() -> dict[str, Any]:
     """OpenVINO's `version`, and the `precisions` that it can compute in on this CPU, such as "FP32" or "INT8"."""
     known = ("FP32", "BF16", "FP16", "INT8")
-    found = ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    found = core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return {"version": ov.get_version().partition("-")[0], "precisions": [name for name in known if name in found]}
 
 
@@ -255,7 +256,7 @@ def _compile(
     if cache_dir is not None:
         options["CACHE_DIR"] = str(cache_dir)
     try:
-        return ov.Core().compile_model(model, "CPU", options)
+        return core().compile_model(model, "CPU", options)
     except RuntimeError as error:
         raise ModelError(f"OpenVINO cannot compile {path}", got=reason(error), mend="export the model again") from None
 

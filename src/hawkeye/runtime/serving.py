@@ -20,6 +20,7 @@ from hawkeye.config import ServingConfig
 from hawkeye.detections import Detections
 from hawkeye.errors import ExportError
 from hawkeye.geometry import PAD_VALUE
+from hawkeye.runtime.core import core
 from hawkeye.runtime.ir import Ir
 
 _COUNTED = re.compile(r"[A-Za-z]\w*_\d+")  # how OpenVINO names what nobody has named, counted over the whole process
@@ -59,8 +60,8 @@ def save(source: Path, spec: ModelSpec, serving: ServingConfig, path: Path) -> N
 
 def load(path: Path, *, threads: int = 1) -> Any:
     """A served graph as a function of a picture (H, W, 3) of uint8 BGR: what a client would get."""
-    compiled = ov.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32",
-                                                     "INFERENCE_NUM_THREADS": threads})  # fmt: skip
+    compiled = core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32",
+                                                  "INFERENCE_NUM_THREADS": threads})  # fmt: skip
 
     def detect(image: NDArray[np.uint8]) -> Detections:
         result = compiled(image[None])
