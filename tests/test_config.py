@@ -84,7 +84,7 @@ def test_refused_recipe_names_the_key(tmp_path: Path, text: str, named: str) -> 
     path.write_text(text)
     with pytest.raises(ConfigError) as caught:
         Recipe.load(path)
-    assert named in str(caught.value) and caught.value.exit_code == 2
+    assert named in str(caught.value) and str(path) in str(caught.value) and caught.value.exit_code == 2
 
 
 def test_every_mistake_is_told_at_once(tmp_path: Path) -> None:

@@ -313,14 +313,17 @@ class Recipe(Config):
             raise ConfigError("cannot read the recipe", got=error, mend="name an existing .toml file") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path} is not TOML", got=error, mend="see configs/ for working recipes") from None
-        return cls.build(**values)
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            raise config_error(error, f"{path} cannot be used") from None
 
     def stage(self, config: _Stage) -> _Stage:
         """A stage's settings with the run's data, size, seed and device filled in."""
         return config.with_(data=self.data, images=self.images, imgsz=self.imgsz, seed=self.seed, device=self.device)
 
 
-def config_error(error: ValidationError) -> ConfigError:
+def config_error(error: ValidationError, summary: str = "a setting cannot be used") -> ConfigError:
     """One readable error out of pydantic's list."""
     lines = []
     for item in error.errors():
@@ -329,4 +332,4 @@ def config_error(error: ValidationError) -> ConfigError:
             lines.append(f"{where}: unknown key")
         else:
             lines.append(f"{where}: {item['msg']} (got {item.get('input')!r})")
-    return ConfigError("a setting cannot be used", got="; ".join(lines), mend="see `hawkeye COMMAND --help`")
+    return ConfigError(summary, got="; ".join(lines), mend="see `hawkeye COMMAND --help`")
