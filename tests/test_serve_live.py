@@ -8,11 +8,12 @@ import os
 import re
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,13 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 
 
 @contextmanager
-def process(folder: Path, *options: str, **settings: Any) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """`hawkeye serve` with a tiny model, and its port."""
+def process(
+    folder: Path, *options: str, within: Sequence[str] = (), **settings: Any
+) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """`hawkeye serve` with a tiny model, and its port; `within` is the command that starts it, if any."""
     config = world.config_of(folder)
-    command = [*CLI, str(config.model), "--port", "0", "--state", str(folder / "state"), "--threads", "1", *options]
+    command = [*within, *CLI, str(config.model), "--port", "0", "--state", str(folder / "state"), "--threads", "1",
+               *options]  # fmt: skip
     environment = ENVIRONMENT | {f"HAWKEYE_SERVE_{name}": str(value) for name, value in settings.items()}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
                           cwd=folder) as running:  # fmt: skip
@@ -243,6 +247,72 @@ def test_a_full_disk_is_told_and_detection_goes_on(tmp_path: Path) -> None:
             store._db.execute("PRAGMA max_page_count = 1000000")
         until(lambda: store.state == "on", 10)
         assert world.service_of(client).source("cam").done > 0
+
+
+def small_disk(folder: Path, size: str) -> list[str]:
+    """The start of a command that sees a file system of its own, of that size, at `folder`; it goes with its process.
+
+    Others reach it as `/proc/PID/root/...`. Skips the test where this machine lets nobody mount one.
+    """
+    folder.mkdir()
+    mount = 'mount -t tmpfs -o "size=$1" tmpfs "$2" && shift 2 && exec "$@"'
+    within = ["unshare", "--map-root-user", "--mount", "sh", "-c", mount, "sh", size, str(folder)]
+    try:
+        tried = subprocess.run([*within, "true"], capture_output=True, text=True, check=False)
+    except OSError as error:
+        pytest.skip(f"needs unshare of util-linux: {error}")
+    if tried.returncode:
+        pytest.skip(f"needs the right to mount a tmpfs: {tried.stderr.strip()}")
+    return within
+
+
+def test_a_disk_that_is_really_full_ends_the_history_and_room_brings_it_back(tmp_path: Path) -> None:
+    """As above, with a file system of 4 MB that another file fills to its last byte."""
+    within = small_disk(tmp_path / "state", "4m")
+    with (
+        world.camera() as address,
+        process(tmp_path, "--allow-network", "127.0.0.1", within=within) as (running, port),
+    ):
+        inside = Path(f"/proc/{running.pid}/root{tmp_path / 'state'}")
+
+        def history() -> str:
+            return str(ask(port, "GET", "/v1/statistics")[1]["history"])
+
+        assert ask(port, "POST", "/v1/sources", {"address": address, "name": "cam"})[0] == 201
+        until(lambda: ask(port, "GET", "/v1/sources/cam")[1]["state"] == "live", 20)
+        with (inside / "filler").open("wb", buffering=0) as filler, pytest.raises(OSError, match="No space left"):
+            while True:
+                filler.write(b"x" * 4096)
+        full_s = time.time()
+        until(lambda: history().startswith("no history: "), 20)
+        status, problem = ask(port, "POST", "/v1/sources", {"address": address, "name": "late"})
+        assert status == 507 and "free some space" in str(problem)
+        done = ask(port, "GET", "/v1/sources/cam")[1]["done"]
+        until(lambda: ask(port, "GET", "/v1/sources/cam")[1]["done"] > done + 75, 20)
+        assert ask(port, "GET", "/healthz")[0] == 200
+        assert ask(port, "GET", "/readyz")[0] == 200
+        assert [row["name"] for row in ask(port, "GET", "/v1/sources")[1]] == ["cam"]
+        (inside / "filler").unlink()
+        room_s = time.time()
+        until(lambda: history() == "on", 20)
+        assert ask(port, "POST", "/v1/sources", {"address": address, "name": "late"})[0] == 201
+        query = f"/v1/counts?source=cam&measure=seen&class_name=all&start={full_s}&end={room_s}&bucket_s=1"
+        meanwhile = [row for row in ask(port, "GET", query)[1] if full_s <= row["start"] < room_s - 1]
+        assert meanwhile
+        assert [row for row in meanwhile if row["value"] is None or row["covered"] < 0.9] == []
+        with sqlite3.connect(inside / "hawkeye.sqlite3") as store:
+            assert store.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        store.close()
+
+
+def test_a_disk_that_is_full_when_the_service_starts(tmp_path: Path) -> None:
+    """Sources and tokens are in the store: without them it must not start as if there were none."""
+    within = small_disk(tmp_path / "state", "16k")
+    command = [*within, *CLI, str(world.config_of(tmp_path).model), "--port", "0", "--state", str(tmp_path / "state")]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, cwd=tmp_path, check=False,
+                          timeout=60)  # fmt: skip
+    assert done.returncode == 2
+    assert "cannot open the store" in done.stderr and "free some space" in done.stderr
 
 
 # -- the command ------------------------------------------------------------------------------------------------------
