@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -16,6 +17,7 @@ for _package in ("ultralytics", "onnx", "onnxruntime", "openvino", "nncf"):
 import onnx  # noqa: E402
 import openvino  # noqa: E402
 
+from hawkeye.cli import run  # noqa: E402
 from hawkeye.compress import int8_checks as checks  # noqa: E402
 from hawkeye.compress import quantize as qu  # noqa: E402
 from hawkeye.compress import yolo  # noqa: E402
@@ -131,6 +133,22 @@ def test_stock_yolo_predicts_with_int8(int8, fmt):
     assert len(result.boxes) > 0
 
 
+@pytest.mark.parametrize("named", ["the folder", "the file"])
+def test_inspect_prints_what_each_layer_is_executed_in(int8, named, capsys):
+    path = str(int8.root if named == "the folder" else int8.path("openvino"))
+    assert run(["inspect", path, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert not [row for row in rows if row["kind"] == "Const"]
+    executed = [row["precision"] for row in rows if row["kind"] == "Convolution"]
+    count = int8.details["int8_convolutions"]
+    assert sum(precision in ("i8", "u8") for precision in executed) == count
+    assert executed.count("f32") == 1  # DFL
+    assert run(["inspect", path]) == 0
+    header, *_, last = capsys.readouterr().out.splitlines()
+    assert header.split() == ["name", "kind", "precision", "primitive"]
+    assert last.startswith(f"convolutions on this CPU: i8 x{count}, f32 x1")
+
+
 def test_same_work_is_reused(exported, int8, pictures):
     assert qu.quantize(exported, QuantizeConfig(mode="ptq", images=pictures), out=int8.root).created == int8.created
 
@@ -142,6 +160,15 @@ def test_too_few_pictures_are_an_error(exported, pictures, tmp_path):
         (few / path.name).write_bytes(path.read_bytes())
     with pytest.raises(DataError, match="too few pictures"):
         qu.quantize(exported, QuantizeConfig(mode="ptq", images=few), out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("mode", ["auto", "ptq"])
+def test_no_pictures_are_an_error(exported, mode, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for settings, told in (({}, "no pictures to work on"), ({"images": tmp_path / "empty"}, "holds no pictures")):
+        with pytest.raises(DataError, match=told):
+            qu.quantize(exported, QuantizeConfig(mode=mode, **settings), out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
