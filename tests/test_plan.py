@@ -20,7 +20,7 @@ from hawkeye.errors import BoundsError, ConfigError, DataError
 from hawkeye.pipeline import optimize
 from hawkeye.plan import Plan, make
 from hawkeye.records import AccuracyRecord, LatencyRecord
-from hawkeye.release import release
+from hawkeye.release import release, rollback
 
 pytest.importorskip("matplotlib", reason="the report needs the [report] extra")
 
@@ -223,6 +223,26 @@ def test_check_against_the_run_and_the_released_version(folder: Path, capsys: An
     assert "the data's content" in capsys.readouterr().out
     assert check("run", "--json") == 4
     assert json.loads(capsys.readouterr().out)["changed"] is True
+
+
+def test_a_rollback_stays_until_something_changes(folder: Path) -> None:
+    """On a machine that never saw the runs; a pipeline that made the same again would undo the rollback."""
+    models = str(folder / "models")
+
+    def changes(budget: str) -> tuple[tuple[str, ...] | None, str]:
+        plan = plan_of(folder, "other", store=models, recover={"budget": budget})
+        return plan.changes, plan.compared
+
+    for number, budget in enumerate(("1h", "2h", "3h")):
+        finished_run.make(folder, f"run-{number}", recover={"budget": budget})
+        version = release(folder / f"run-{number}", models, row=("original", "pruned", "pruned+int8")[number]).version
+    assert changes("2h")[0], "an older version is no reason to make nothing"
+    rollback(models)
+    rollback(models)
+    assert version is not None
+    assert changes("3h") == ((), f"what was rolled back, version {version.id}")
+    assert changes("2h")[0] == () and changes("1h")[0] == ()
+    assert changes("4h")[0] == ("recover.budget (3600.0 → 14400.0)",), "told against what is released"
 
 
 def test_the_command_tells_hashes_forecast_and_reasons(folder: Path, capsys: Any) -> None:

@@ -108,10 +108,12 @@ def _changes(
         opened = open_store(recipe.store)
         current = opened.current()
         if current is not None:
-            version = opened.version(current.version)
-            told = same_inputs(version, mine, recipe.model_dump(mode="json"))
-            found.append((tuple(told), f"the released version {version.id}"))
-    # One of the two being as it should is enough: a candidate that was rejected is not made again either.
+            # Of what was rolled back, too: to make and release it once more would undo the rollback.
+            for name in dict.fromkeys((current.version, *opened.taken_back())):
+                what = "the released version" if name == current.version else "what was rolled back, version"
+                told = same_inputs(opened.version(name), mine, recipe.model_dump(mode="json"))
+                found.append((tuple(told), f"{what} {name}"))
+    # One being as it should is enough: a candidate that was rejected is not made again either.
     return min(found, key=lambda item: len(item[0] or ()), default=(None, "nothing: no run and no release yet"))
 
 

@@ -13,6 +13,7 @@ leaves at worst a version that no entry names yet.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import shutil
 import tempfile
@@ -201,6 +202,11 @@ class Store:
         if first == 0:
             raise StoreError(f"{self.url} has no release to go back to", got=f"{len(history)} entries in its log")
         return history[first - 1]
+
+    def taken_back(self) -> list[str]:
+        """Versions that the rollbacks since the last release went back from, the newest rollback first."""
+        rollbacks = itertools.takewhile(lambda entry: entry.action == "rollback", reversed(self.history()))
+        return [entry.previous for entry in rollbacks if entry.previous is not None]
 
     def add(self, version: Version, source: Path) -> Version:
         """Put a version into the store from a local folder of its files; the same one again changes nothing."""
