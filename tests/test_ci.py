@@ -103,7 +103,7 @@ class Job:
 
 
 def action(place: Path, **given: str) -> Job:
-    return Job(place, **{"config": "recipe.toml", "install": "", "release": "true", **given})
+    return Job(place, **{"config": "recipe.toml", "extras": "", "release": "true", **given})
 
 
 def test_the_action_from_the_first_release_to_a_rejected_one(place: Path) -> None:
@@ -130,6 +130,24 @@ def test_the_action_from_the_first_release_to_a_rejected_one(place: Path) -> Non
     assert action(place, out="runs/worse").ran == ["Has anything changed?"], "what was rejected is not made again"
 
 
+def stand_in_for_pip(place: Path) -> Path:
+    """A `python` that only writes down its arguments, one a line; returns where."""
+    stand_in = place / "bin" / "python"
+    stand_in.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > "{place}/pip"\n')
+    stand_in.chmod(0o755)
+    return place / "pip"
+
+
+def test_what_the_action_installs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GITHUB_ACTION_PATH", str(ROOT))
+    asked = stand_in_for_pip(place)
+    pip = ["-m", "pip", "install"]
+    assert action(place, extras="compress,store").ran[0] == "Install"
+    assert asked.read_text().splitlines() == [*pip, f"{ROOT}[compress,store]"], "its own version, from its checkout"
+    action(place, extras="compress,store", drivers="s3fs gcsfs; touch hacked")
+    assert asked.read_text().splitlines()[4:] == ["s3fs", "gcsfs;", "touch", "hacked"]
+
+
 def test_bad_input_fails_the_action_with_its_message(place: Path) -> None:
     (place / "recipe.toml").write_text("[prune]\nflop = 0.7\n")
     job = action(place)
@@ -150,7 +168,7 @@ def gitlab(place: Path, job: str, **variables: str) -> subprocess.CompletedProce
     parts = [GITLAB[job]]
     while "extends" in parts[0]:
         parts.insert(0, GITLAB[parts[0]["extends"]])
-    env = {k: str(v) for part in parts for k, v in part.get("variables", {}).items()}
+    env = {k: str(v) for part in (GITLAB, *parts) for k, v in part.get("variables", {}).items()}
     lines = [line for key in ("before_script", "script") for part in parts for line in part.get(key, [])]
     assert all(isinstance(line, str) for line in lines), "YAML took a line for something else"
     return bash("\n".join(lines), place, {**env, "HAWKEYE_INSTALL": "", "HAWKEYE_CONFIG": "recipe.toml", **variables})
@@ -171,6 +189,25 @@ def test_the_gitlab_jobs(place: Path) -> None:
     assert slow.returncode == 3 and "gate released_latency: 2.000 (limit 1.100) MISSED" in slow.stdout
     assert gitlab(place, ".hawkeye-release", HAWKEYE_OUT="runs/slow").returncode == 3
     assert len(open_store(str(place / "models")).history()) == 1
+
+
+def test_the_gitlab_release_job_leaves_runs_of_other_days_alone(place: Path) -> None:
+    assert gitlab(place, ".hawkeye-optimize").returncode == 0
+    (place / "hawkeye-summary.md").unlink()  # the next pipeline: a fresh checkout, with the cache of the run
+    again = gitlab(place, ".hawkeye-optimize")
+    assert (again.returncode, "unchanged since the run in" in again.stdout) == (0, True)
+    assert (place / "runs" / "candidate" / "report.json").is_file()
+    late = gitlab(place, ".hawkeye-release")
+    assert late.returncode == 0 and "nothing to release" in late.stdout
+    assert not open_store(str(place / "models")).history()
+
+
+def test_what_the_gitlab_jobs_install(place: Path) -> None:
+    asked = stand_in_for_pip(place)
+    variables = yaml.safe_load((EXAMPLE / "gitlab-ci.yml").read_text())["variables"]
+    gitlab(place, ".hawkeye-release", HAWKEYE_INSTALL=variables["HAWKEYE_INSTALL"])
+    where = "git+https://gitlab.example.com/your-group/hawkeye.git"
+    assert asked.read_text().splitlines()[3:] == [f"hawkeye[compress,store] @ {where}", "s3fs"]
 
 
 def test_what_the_gitlab_template_writes_is_what_it_keeps() -> None:
@@ -222,3 +259,7 @@ def test_the_example_pipelines_use_what_exists() -> None:
     assert pipeline["include"][0]["file"] == "ci/gitlab.yml"
     for name in ("optimize", "release"):
         assert pipeline[name]["extends"] in GITLAB
+    for rule in pipeline["release"]["rules"]:  # a job in a pipeline without one that it needs is refused by GitLab
+        assert any(
+            set(other) <= set(rule) and other.get("if", "") in rule["if"] for other in pipeline["optimize"]["rules"]
+        )
