@@ -37,8 +37,8 @@ except ImportError as error:  # pragma: no cover - depends on the installation
 
 _MAX_ROLLBACKS = 3
 _SPIKE = 4.0  # a loss this many times its running mean is divergence
-# So is, at once, a judgement this many times the start's, where the start must not be lost. A smaller fall has until
-# the next check: on the way to something better the judgement rises by a fifth by itself, at the peak of the rate.
+# So is a judgement this many times the start's, where the start must not be lost. A smaller fall has until the second
+# half: on the way to something better the judgement rises by a fifth by itself, while the rate is at its peak.
 _WORSE = 1.5
 
 Batch = dict[str, Any]
@@ -209,6 +209,7 @@ class _Loop:
         optimizer = kind(_parameter_groups(model), lr=config.lr)
         self.model, self.optimizer = fabric.setup(model, optimizer)
         self.step, self.elapsed, self.scale, self.rollbacks = 0, 0.0, 1.0, 0
+        self.since = 0.0  # progress at the last roll-back
         self.mean_loss: float | None = None
         self.curve: list[dict[str, Any]] = []
         self.start_score: float | None = None
@@ -220,9 +221,12 @@ class _Loop:
 
     @property
     def rate(self) -> float:
-        """Learning rate now: warm-up, then cosine, times what divergence has left of it."""
+        """Learning rate now: warm-up, then cosine, times what divergence has left of it.
+
+        After a roll-back it is warmed up again: the optimizer may know as little of the gradients as at the start.
+        """
         part = min(1.0, self.progress())
-        warm = min(1.0, (part + 1e-3) / self.config.warmup) if self.config.warmup else 1.0
+        warm = min(1.0, (part - self.since + 1e-3) / self.config.warmup) if self.config.warmup else 1.0
         return self.config.lr * self.scale * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * part)))
 
     def done(self) -> float:
@@ -284,15 +288,14 @@ class _Loop:
     def has_fallen(self) -> bool:
         """Whether the newest judgement is a fall below the start that is not just passing.
 
-        It is far below; or, after the warm-up, the second in succession below, and no better than the first.
+        It is far below; or, in the second half, in which the rate goes down, it is below and no better than the last.
         """
         assert self.start_score is not None
         before, now = self.curve[-2], self.curve[-1]
         score, last = now["held_out"], before["held_out"]
         if not score <= _WORSE * self.start_score:
             return True
-        lasting = last > self.start_score and not before.get("rolled_back") and score >= last
-        return self.progress() > self.config.warmup and lasting and score > self.start_score
+        return self.progress() > 0.5 and not before.get("rolled_back") and score > self.start_score and score >= last
 
     def roll_back(self) -> bool:
         """Last good weights, half the rate; False when that has been done too often."""
@@ -306,7 +309,7 @@ class _Loop:
             self.good = self._snapshot()
         self.step, self.elapsed = step, elapsed  # the clock runs on, and the bad batch is not met again
         self.scale *= 0.5
-        self.mean_loss = None
+        self.since, self.mean_loss = self.progress(), None
         self.gave_up = self.rollbacks > _MAX_ROLLBACKS
         say("training diverged " + ("once too often: giving up" if self.gave_up else
             f"at step {step}: back to the last good weights, rate halved to {self.rate:.1e}"))  # fmt: skip
@@ -336,6 +339,7 @@ class _Loop:
         "step",
         "elapsed",
         "scale",
+        "since",
         "rollbacks",
         "mean_loss",
         "curve",
