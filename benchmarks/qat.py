@@ -2,8 +2,8 @@
 
     python benchmarks/qat.py yolov8n.pt --data coco-sample/data.yaml --out runs/qat [--pruned runs/first/2-recover]
 
-Cases: the original; the original with one scale a layer's weights, which is hard on calibration; and a pruned
-checkpoint, if one is given. Each is exported, calibrated, and trained behind fake quantization, judged on the
+Cases: the original; the original with one scale a layer's weights, which is hard on calibration, and the same with
+weights of 7 bits, which is harder; and a pruned checkpoint, if one is given. Each is exported, calibrated, and trained behind fake quantization, judged on the
 validation pictures in OpenVINO and, for INT8, in ONNX Runtime and PyTorch as well. Latencies are measured in turns at
 the end. `benchmarks/peer_int8.py` compares with Ultralytics.
 
@@ -34,7 +34,11 @@ from hawkeye.progress import say
 from hawkeye.report_text import markdown_table, quantization_step
 from hawkeye.runtime import Runtime, open_file
 
-CASES = ("original", "original-one-scale-a-layer", "pruned")
+HARD: dict[str, dict[str, Any]] = {
+    "original-one-scale-a-layer": {"per_channel": False},
+    "original-one-scale-a-layer-7-bits": {"per_channel": False, "weight_bits": 7},
+}
+CASES = ("original", *HARD, "pruned")
 
 
 class Mirror:
@@ -128,8 +132,9 @@ def main() -> None:
     modes = args.modes.split(",")
     if "original" in args.cases.split(","):
         case(study, "original", source, modes, length)
-    if "original-one-scale-a-layer" in args.cases.split(","):
-        case(study, "original-one-scale-a-layer", source, modes, length | {"per_channel": False})
+    for name, harder in HARD.items():
+        if name in args.cases.split(","):
+            case(study, name, source, modes, length | harder)
     if args.pruned is not None and "pruned" in args.cases.split(","):
         pruned = export(Artifact.load(args.pruned), ExportConfig(data=args.data, imgsz=args.imgsz),
                         out=args.out / "pruned" / "export")  # fmt: skip
@@ -151,7 +156,7 @@ def main() -> None:
     lines = markdown_table(["", "mAP@0.5", "mAP@0.5:0.95", "drop, points [95 % CI]", "in ONNX Runtime", "in PyTorch",
                             "ms", "kept", "minutes"], body)  # fmt: skip
     drops = {row["stem"]: row["drop"] for row in rows if "drop" in row}
-    for name in ("original-one-scale-a-layer", "pruned"):
+    for name in (*HARD, "pruned"):
         before, after = drops.get(f"{name}-ptq"), drops.get(f"{name}-qat")
         if before is not None and after is not None and before > 0:
             lines.append(
