@@ -3,9 +3,9 @@
     python benchmarks/qat.py yolov8n.pt --data coco-sample/data.yaml --out runs/qat [--pruned runs/first/2-recover]
 
 Cases: the original; the original with one scale a layer's weights, which is hard on calibration, and the same with
-weights of 7 bits, which is harder; and a pruned checkpoint, if one is given. Each is exported, calibrated, and trained behind fake quantization, judged on the
-validation pictures in OpenVINO and, for INT8, in ONNX Runtime and PyTorch as well. Latencies are measured in turns at
-the end. `benchmarks/peer_int8.py` compares with Ultralytics.
+weights of 7 bits, which is harder; and a pruned checkpoint, if one is given. Each is exported, calibrated, and trained
+behind fake quantization, judged on the validation pictures in OpenVINO and, for INT8, in ONNX Runtime and PyTorch as
+well. Latencies are measured in turns at the end. `benchmarks/peer_int8.py` compares with Ultralytics.
 
 Everything finished is kept under --out: start the same command again to go on. The table is printed last, as Markdown,
 and kept as results.md and results.json.
