@@ -147,6 +147,18 @@ def test_divergence_goes_back_to_the_last_good_weights_at_half_the_rate(tmp_path
     assert all(torch.isfinite(v).all() for v in net.state_dict().values())
 
 
+def test_the_rate_is_warmed_up_again_after_a_roll_back(tmp_path):
+    settings = {"checks": 12, "warmup": 0.25}
+    _, calm, _, _ = run(tmp_path / "calm", **settings)
+    _, curve, _, _ = run(
+        tmp_path / "broken", Counting(_6=nan), **settings
+    )
+    # There is no check after the step that broke.
+    left = {point["step"]: point["lr"] / calm[point["step"]]["lr"] for point in curve}
+    assert [left[step] for step in (5, 6)] == [1.0, 1.0]
+    assert [left[step] for step in (8, 9, 10, 12)] == pytest.approx([0.5 / 3, 0.5 * 2 / 3, 0.5, 0.5], rel=0.02)
+
+
 def test_a_spike_of_the_loss_is_divergence_too(tmp_path, capsys):
     objective = Counting(_30=lambda loss: loss * 1000 + 1000)
     run(tmp_path, objective, steps=40)
