@@ -150,9 +150,7 @@ def test_divergence_goes_back_to_the_last_good_weights_at_half_the_rate(tmp_path
 def test_the_rate_is_warmed_up_again_after_a_roll_back(tmp_path):
     settings = {"checks": 12, "warmup": 0.25}
     _, calm, _, _ = run(tmp_path / "calm", **settings)
-    _, curve, _, _ = run(
-        tmp_path / "broken", Counting(_6=nan), **settings
-    )
+    _, curve, _, _ = run(tmp_path / "broken", Counting(_6=nan), **settings)
     # There is no check after the step that broke.
     left = {point["step"]: point["lr"] / calm[point["step"]]["lr"] for point in curve}
     assert [left[step] for step in (5, 6)] == [1.0, 1.0]
