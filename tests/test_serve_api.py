@@ -19,6 +19,7 @@ from fastapi.testclient import TestClient  # noqa: E402
 import serve_world as world  # noqa: E402
 import tiny_ir  # noqa: E402
 from hawkeye.runtime.detector import Detector  # noqa: E402
+from hawkeye.serve.metrics import Metrics  # noqa: E402
 from hawkeye.serve.problems import Busy  # noqa: E402
 
 
@@ -308,3 +309,14 @@ def until(condition: Any, timeout_s: float = 10.0) -> None:
     while not condition():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.02)
+
+
+def test_the_load_of_the_machine_is_known_whichever_thread_asks(monkeypatch: Any) -> None:
+    monkeypatch.setattr("hawkeye.serve.metrics._SAMPLE_S", 0.0)
+    metrics = Metrics()
+    end = time.monotonic() + 0.3
+    while time.monotonic() < end:
+        pass
+    with ThreadPoolExecutor(1) as pool:
+        _, machine = pool.submit(metrics.processor).result()
+    assert 0 < machine <= 100

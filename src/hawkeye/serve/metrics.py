@@ -61,7 +61,7 @@ class Metrics:
         self._stages = {name: _Stage() for name in STAGES}
         self._tail = _Tail()
         self._process = psutil.Process()
-        self._sampled = (-_SAMPLE_S, 0.0, 0.0)
+        self._sampled, self._times = (-_SAMPLE_S, 0.0, 0.0), psutil.cpu_times()
         self.requests = self.rejected = 0
 
     def start(self) -> None:
@@ -102,7 +102,8 @@ class Metrics:
         with self._lock:
             now = time.monotonic()
             if now - self._sampled[0] >= _SAMPLE_S:
-                self._sampled = (now, self._process.cpu_percent(), psutil.cpu_percent())
+                before, self._times = self._times, psutil.cpu_times()
+                self._sampled = (now, self._process.cpu_percent(), _busy_percent(before, self._times))
             return self._sampled[1:]
 
     def statistics(
@@ -137,6 +138,17 @@ class Metrics:
         """Counts of each histogram and the sum in milliseconds, by stage."""
         with self._lock:
             return {name: (list(stage.counts), stage.sum_ms) for name, stage in self._stages.items()}
+
+
+def _busy_percent(before: Any, after: Any) -> float:
+    """What all cores did between two `psutil.cpu_times()`.
+
+    `psutil.cpu_percent()` remembers the time before by thread, and each question may come from another thread here.
+    """
+    spent = {name: max(0.0, value - getattr(before, name)) for name, value in after._asdict().items()}
+    total = sum(spent.values()) - spent.get("guest", 0.0) - spent.get("guest_nice", 0.0)  # `user` and `nice` hold those
+    idle = spent["idle"] + spent.get("iowait", 0.0)
+    return min(100.0, 100.0 * (total - idle) / total) if total > 0 else 0.0
 
 
 def why_slow(

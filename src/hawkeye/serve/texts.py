@@ -300,7 +300,7 @@ TEXTS: Mapping[str, tuple[str, str]] = {
     "system.slow": ("Why it is slow", "为什么慢"),
     "system.fine": ("Nothing holds it up.", "没有瓶颈。"),
     "system.cpu": ("CPU, this service", "CPU（本服务）"),
-    "system.cpu.of": ("of {cores} cores; machine {percent}\u00a0%", "共 {cores} 核；整机 {percent}%"),
+    "system.cpu.of": ("cores: {cores}; machine: {percent}\u00a0%", "共 {cores} 核；整机 {percent}%"),
     "system.memory": ("Memory", "内存"),
     "system.memory.of": ("of {total}", "共 {total}"),
     "system.uptime": ("Running for", "已运行"),
