@@ -178,10 +178,22 @@ export default {
     ends([a, b]) {
       return { x1: a[0] * this.width, y1: a[1] * this.height, x2: b[0] * this.width, y2: b[1] * this.height };
     },
-    anchor({ kind, points }) {
-      const x = points.reduce((sum, p) => sum + p[0], 0) / points.length;
-      const y = kind === "zone" ? Math.min(...points.map((p) => p[1])) : points[1][1];
-      return { x: Math.min(Math.max(x * this.width, 30), this.width - 30), y: Math.max(16, Math.min(y * this.height - 8, this.height - 6)) };
+    anchor({ kind, points, label }) {
+      // Where the label lies: above a zone; beside a line, on the side that its arrow does not point to.
+      const wide = [...label].reduce((sum, c) => sum + (c > "\u2e7f" ? 13 : 8), 0); // about, in pixels
+      const within = (x, before, after) => Math.max(4 + before, Math.min(x, this.width - 4 - after));
+      const below = (y) => Math.max(16, Math.min(y, this.height - 6));
+      const pixels = points.map((p) => [p[0] * this.width, p[1] * this.height]);
+      const middle = pixels.reduce((sum, p) => sum + p[0], 0) / pixels.length;
+      const top = Math.min(...pixels.map((p) => p[1]));
+      const [[ax, ay], [bx, by]] = pixels;
+      if (kind === "line" && Math.abs(by - ay) > Math.abs(bx - ax)) {
+        const upper = ay < by ? ax : bx;
+        if (by > ay) return { x: within(upper + 16, 0, wide), y: below(top + 12), "text-anchor": "start" };
+        return { x: within(upper - 16, wide, 0), y: below(top + 12), "text-anchor": "end" };
+      }
+      const y = kind === "zone" ? top - 8 : (ay + by) / 2 + (bx > ax ? -12 : 24);
+      return { x: within(middle, wide / 2, wide / 2), y: below(y), "text-anchor": "middle" };
     },
     arrow([a, b]) {
       // "in" is from the left hand to the right hand of one who walks from the first point to the second
