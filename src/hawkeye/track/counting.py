@@ -20,16 +20,14 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hawkeye.detections import Detections
 from hawkeye.errors import ConfigError, InputError
 from hawkeye.track.rules import Line, Rule, Zone, check_rules
+from hawkeye.track.shapes import MARGIN, Array, LineShape, ZoneShape
 
 Kind = Literal["in", "out", "enter", "exit", "dwell"]
-Array = NDArray[np.float64]
 
-_MARGIN = 0.1  # of the box's size
 _MAX_MARGIN = 0.01  # of the picture's diagonal, so that large boxes near the border count too
 LOST_S = 2.0  # longer than a tracker keeps a track out of sight
 
@@ -126,8 +124,8 @@ class Counter:
         width, height = size
         scaled = [rule.scaled(width, height) for rule in self._rules]
         ended = self.finish()
-        self._lines = [_LineShape.of(rule) for rule in scaled if isinstance(rule, Line)]
-        self._zones = [_ZoneShape.of(rule) for rule in scaled if isinstance(rule, Zone)]
+        self._lines = [LineShape.of(rule) for rule in scaled if isinstance(rule, Line)]
+        self._zones = [ZoneShape.of(rule) for rule in scaled if isinstance(rule, Zone)]
         self._most_margin = max(1.0, _MAX_MARGIN * float(np.hypot(width, height)))
         self.size = size
         return ended
@@ -191,7 +189,7 @@ class Counter:
         tracks = [self._seen(i, c, time_s) for i, c in zip(ids, tracked.class_id.tolist(), strict=True)]
         box = tracked.xyxy.astype(np.float64)
         size = np.sqrt(np.maximum(box[:, 2] - box[:, 0], 1) * np.maximum(box[:, 3] - box[:, 1], 1))
-        margin = np.clip(_MARGIN * size, 1.0, self._most_margin)
+        margin = np.clip(MARGIN * size, 1.0, self._most_margin)
         middle = (box[:, 0] + box[:, 2]) / 2
         anchors = {
             "bottom": np.stack([middle, box[:, 3]], axis=1),
@@ -283,7 +281,7 @@ class Counter:
     def _cross(
         self,
         number: int,
-        line: _LineShape,
+        line: LineShape,
         anchor: Array,
         margin: Array,
         ids: list[int],
@@ -319,7 +317,7 @@ class Counter:
     def _visit(
         self,
         number: int,
-        zone: _ZoneShape,
+        zone: ZoneShape,
         anchor: Array,
         margin: Array,
         ids: list[int],
@@ -370,59 +368,3 @@ class Counter:
             for number, stay in enumerate(track.stays)
             if stay is not None
         ]
-
-
-@dataclass(frozen=True, slots=True)
-class _LineShape:
-    """A line in pixels, ready to be asked about many points at once."""
-
-    rule: Line
-    start: Array  # (2,)
-    along: Array  # (2,) unit vector from start to end
-    length: float
-
-    @classmethod
-    def of(cls, rule: Line) -> _LineShape:
-        start, end = np.array(rule.start), np.array(rule.end)
-        length = float(np.hypot(*(end - start)))
-        return cls(rule, start, (end - start) / length, length)
-
-    def beyond(self, points: Array) -> Array:
-        """Signed distance (N,) of points (N, 2) in pixels, positive on the right hand of one who walks to the end."""
-        x, y = (points - self.start).T
-        return np.asarray(y * self.along[0] - x * self.along[1])
-
-    def holds(self, point: tuple[float, float]) -> bool:
-        """Whether a point of the endless line lies between the ends."""
-        return 0 <= float((np.array(point) - self.start) @ self.along) <= self.length
-
-
-@dataclass(frozen=True, slots=True)
-class _ZoneShape:
-    """A polygon in pixels, ready to be asked about many points at once."""
-
-    rule: Zone
-    start: Array  # (E, 2)
-    side: Array  # (E, 2), to the next corner
-    most_margin: float  # a small zone must still have a clear inside
-
-    @classmethod
-    def of(cls, rule: Zone) -> _ZoneShape:
-        start = np.array(rule.points)
-        end = np.roll(start, -1, axis=0)
-        area = abs(float(np.sum(start[:, 0] * end[:, 1] - end[:, 0] * start[:, 1]))) / 2
-        return cls(rule, start, end - start, _MARGIN * float(np.sqrt(area)))
-
-    def depth(self, points: Array) -> Array:
-        """Distance (N,) of points (N, 2) to the polygon's edge in pixels, positive inside."""
-        offset = points[:, None] - self.start[None]  # (N, E, 2)
-        share = np.clip((offset * self.side).sum(2) / (self.side**2).sum(1), 0, 1)
-        distance = np.hypot(*np.moveaxis(offset - share[..., None] * self.side, 2, 0)).min(1)
-        # Even-odd rule: how many edges does a ray to the right meet?
-        low, high = self.start[:, 1], self.start[:, 1] + self.side[:, 1]
-        y = points[:, 1, None]
-        spans = (low <= y) != (high <= y)
-        rise = np.where(self.side[:, 1] == 0, 1.0, self.side[:, 1])
-        right = self.start[:, 0] + (y - low) / rise * self.side[:, 0] > points[:, 0, None]
-        inside = (spans & right).sum(1) % 2 == 1
-        return np.asarray(np.where(inside, distance, -distance))
