@@ -34,7 +34,7 @@ def stage(name: str, model: Path, data: Path, work: Path, imgsz: int, samples: i
         prune(original, PruneConfig(data=data, imgsz=imgsz, samples=samples), out=work / "pruned")
         figures["seconds"] = time.perf_counter() - began
     else:
-        config = RecoverConfig(data=data, imgsz=imgsz, steps=steps, checks=1, batch=16)
+        config = RecoverConfig(data=data, imgsz=imgsz, steps=steps, checks=1)
         result = recover(Artifact.load(work / "pruned"), config, teacher=original, out=work / "recovered")
         figures["ms_per_picture"] = result.details["curve"][-1]["seconds"] * 1000 / (steps * config.batch)
     figures["peak_rss_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--imgsz", type=int, default=640)
     parser.add_argument("--samples", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=160)
     parser.add_argument("--stage", choices=("prune", "recover"), help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
