@@ -1,4 +1,4 @@
-"""Counts on real videos with yolov8n in INT8, against what a person counts who looks at the frames.
+"""Counts on real videos with yolov8n in INT8, by `count` and by the service, against what a person counts.
 
 By eye, from every fourth frame or closer:
 
@@ -14,12 +14,17 @@ By eye, from every fourth frame or closer:
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+import browsing
+from hawkeye.data import read_image
 from hawkeye.predict import count
+from hawkeye.runtime.detector import Detector
 from hawkeye.track.rules import Line, Rule, Zone
 
 pytestmark = [pytest.mark.compress, pytest.mark.realdata, pytest.mark.slow]
@@ -71,3 +76,42 @@ def test_counts_are_those_of_a_person(real_data, int8, tmp_path, name):
     (status,) = done.streams
     assert (status.state, status.done, status.lost) == ("ended", status.captured, 0)
     assert {rule: {key: status.counts[rule][key] for key in want} for rule, want in expected.items()} == expected
+
+
+def test_the_service_finds_and_counts_the_same(real_data, int8, tmp_path):
+    """Over HTTP: pictures against `Detector`; a real video, played at its own speed, against the truth above."""
+    pytest.importorskip("uvicorn")
+    httpx = pytest.importorskip("httpx")
+    from hawkeye.serve.app import build_app
+    from hawkeye.serve.config import ServeConfig
+    from hawkeye.serve.core import Service
+
+    name = "person-bicycle-car-detection.mp4"
+    rules, expected = CASES[name]
+    service = Service(ServeConfig(model=str(int8), state=tmp_path / "state", media=real_data / "videos"))
+    service.start()
+    detector = Detector(int8, conf=0.25, iou=0.7)
+    with (
+        browsing.serving(build_app(service, pages=False)) as address,
+        httpx.Client(base_url=f"{address}/v1", timeout=30) as client,
+    ):
+        boxes = 0
+        for path in sorted((real_data / "coco-sample/images/val2017").glob("*.jpg"))[:5]:
+            answer = client.post("/detect", content=path.read_bytes()).raise_for_status().json()
+            found = detector(read_image(path))
+            assert [box["name"] for box in answer["detections"]] == [detector.names[i] for i in found.class_id]
+            np.testing.assert_allclose([box["xyxy"] for box in answer["detections"]], found.xyxy, atol=0.01)
+            np.testing.assert_allclose([box["score"] for box in answer["detections"]], found.score, atol=1e-4)
+            boxes += len(found)
+        assert boxes > 10
+        client.post("/sources", json={"address": name, "name": "street"}).raise_for_status()
+        for rule in rules:
+            body = {"kind": "line", "name": rule.name, "points": [rule.start, rule.end], "classes": rule.classes}
+            client.put("/sources/street/rules", json=body).raise_for_status()
+        end = time.monotonic() + 60  # it takes 38 s
+        while (info := client.get("/sources/street").json())["state"] != "ended":
+            assert time.monotonic() < end, info
+            time.sleep(0.5)
+        assert info["lost"] == 0
+        totals = info["totals"]
+        assert {rule: {key: totals[rule][key] for key in want} for rule, want in expected.items()} == expected

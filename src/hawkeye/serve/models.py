@@ -210,19 +210,21 @@ class Models:
     def engine(self, model: str) -> tuple[Engine, tuple[str, ...]]:
         """An engine for live frames, and the class names. Waits for the compilation.
 
+        As `hawkeye count` has it, one box for each object: "bottle" and "vase" in one place would become two tracks.
+
         Raises:
             NotFound, ModelError: see `pool`.
         """
         engine, names, words = open_engine(self.entry(model).place(), kind=self._config.engine, rect=self._config.rect,
-                                           conf=LIVE_CONF, iou=self._config.iou,
+                                           conf=LIVE_CONF, iou=self._config.iou, agnostic=True,
                                            threads=self._config.threads)  # fmt: skip
         log.info("live engine of %s: %s", model, words)
         return engine, names
 
     def detector(self, model: str) -> Detector:
-        """A detector of its own, for a comparison. Waits for the compilation."""
+        """A detector of its own, for a comparison with `engine`. Waits for the compilation."""
         return Detector(self.entry(model).place(), rect=self._config.rect, conf=self._config.conf,
-                        iou=self._config.iou, threads=self._config.threads)  # fmt: skip
+                        iou=self._config.iou, agnostic=True, threads=self._config.threads)  # fmt: skip
 
     def queues(self) -> dict[str, tuple[int, int]]:
         """Pictures that are worked on or wait, and how many may."""
