@@ -82,6 +82,13 @@ RELATIVE = [
 ]  # fmt: skip
 
 
+def test_who_finds_nothing_can_lose_nothing() -> None:
+    gates = judged(row="original", mine={"map50": 0.0, "map50_drop": 0.0}, class_drop=7.0)
+    assert gates["max_drop"]["passed"] is None and gates["class_drop"]["passed"] is None
+    assert not gates_passed({"gates": gates}, labels=True)
+    assert "finds nothing" in next(iter(lines(gates)))
+
+
 @pytest.mark.parametrize(("gates", "changes", "verdicts"), RELATIVE)
 def test_against_the_released_model(gates: Any, changes: Any, verdicts: dict[str, bool | None]) -> None:
     found = judged(released=released(**changes), **gates)
