@@ -175,6 +175,10 @@ def test_skips_of_the_recipe_and_of_the_command(folder: Path) -> None:
 # --- changed or not
 
 
+def test_a_machine_with_other_cores_measures_no_accuracy_again(folder: Path) -> None:
+    assert not [step for step in todo(plan_of(folder, evaluate={"threads": 7})) if step.startswith("evaluate")]
+
+
 def test_changed_data_and_a_changed_checkpoint(folder: Path) -> None:
     label = folder / "data" / "labels" / "train" / "00.txt"
     original = label.read_bytes()

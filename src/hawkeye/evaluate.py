@@ -362,5 +362,7 @@ def finished(out: Path, stem: str, settings: dict[str, Any]) -> AccuracyRecord |
         Matches.load(out / record.matches)
     except ModelError:
         return None
-    same = json.loads(record.model_dump_json(include=set(settings))) == json.loads(json.dumps(settings))
+    # How many threads worked does not change what is found, and a pipeline's next machine may have others.
+    told = {name: value for name, value in settings.items() if name != "threads"}
+    same = json.loads(record.model_dump_json(include=set(told))) == json.loads(json.dumps(told))
     return record if same and record.environment.get("versions") == environment.versions() else None
