@@ -35,7 +35,7 @@ from hawkeye.scale.worker import Done, Job, Worker, failures, finished, model_sh
 
 HEAD = "batch.json"
 MAX_CHUNK = 1000  # pictures a part: what a killed worker has to do again
-_SMALLEST_CHUNK, _PARTS_EACH = 16, 8  # so that all workers have work until the end
+_SMALLEST_CHUNK, _PARTS_EACH = 16, 16  # so that all workers have work until the end
 
 
 class Workers(Protocol):

@@ -120,6 +120,7 @@ class Worker:
         self.job, self.place = job, open_place(job.out)
         self.detector = Detector(job.model, **job.options)
         cv2.setNumThreads(1)  # workers share the cores among them; OpenCV would take all of them in each
+        pa.array([])  # imports pandas, where that is installed: a second that belongs to the start
 
     def __call__(self, part: Part) -> Done:
         """Work on a part and write its partition.
