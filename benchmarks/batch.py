@@ -3,7 +3,9 @@
     python benchmarks/batch.py runs/first/4-quantize/original pictures/ --count 1500
 
 Every way sees the same picture files, decoded from disk, on the same cores, and the rounds take turns. A batch is
-measured from the moment at which its workers are ready; what starting Ray takes is told apart.
+measured from the moment at which its workers are ready; what starting Ray takes is told apart. Each is held against
+two figures: the loop around one detector of one thread, which is what a worker can do, and `predict`, which is what the
+machine can do.
 """
 
 from __future__ import annotations
@@ -47,8 +49,8 @@ def main() -> None:
         for path in files:  # into the page cache: a disk is not what is compared
             path.read_bytes()
         ways: dict[str, Callable[[Path], tuple[float, float]]] = {
-            "runtime: a loop around `Detector`, 1 thread": lambda out: loop(arguments.model, pictures, 1),
-            f"runtime: `predict`, {cores} threads, several in flight": lambda out: predicted(
+            "loop: one `Detector`, 1 thread": lambda out: loop(arguments.model, pictures, 1),
+            f"`predict`, {cores} threads, several in flight": lambda out: predicted(
                 arguments.model, pictures, out, cores
             ),
             "batch without Ray, 1 worker of 1 thread": lambda out: batched(
@@ -71,11 +73,14 @@ def main() -> None:
         runtime = "openvino-int8" if artifact.name.endswith("+int8") else "openvino-f32"
         alone = throughput(artifact.path("openvino"), artifact.spec, runtime=runtime, seconds=5.0)
     print()
-    print("| way | pictures/s | of the runtime's loop | s to start |\n|---|---:|---:|---:|")
-    base = median(next(iter(rates.values())))
-    for way in ways:
-        print(f"| {way} | {median(rates[way]):.1f} | {median(rates[way]) / base:.2f} | {median(starts[way]):.1f} |")
-    print(f"| the network alone, nothing read or decoded, {cores} threads | {alone:.1f} | {alone / base:.2f} | |")
+    print("| way | pictures/s | of the loop | of `predict` | machine hours per million | s to start |")
+    print("|---|---:|---:|---:|---:|---:|")
+    loop_rate, predict_rate = (median(rates[way]) for way in list(ways)[:2])
+    rows = {way: (median(rates[way]), f"{median(starts[way]):.1f}") for way in ways}
+    rows[f"the network alone, nothing read or decoded, {cores} threads"] = (alone, "")
+    for way, (rate, start) in rows.items():
+        print(f"| {way} | {rate:.1f} | {rate / loop_rate:.2f} | {rate / predict_rate:.2f} | {1e6 / rate / 3600:.2f} "
+              f"| {start} |")  # fmt: skip
     print()
     print(json.dumps({"rates": rates, "starts": starts, "network_alone": alone, "count": arguments.count,
                       "environment": environment.describe()}))  # fmt: skip
