@@ -219,6 +219,7 @@ def test_mistakes_are_told_before_anything_is_written(tmp_path: Path) -> None:
         (["--vary", "recover.lr"], "--vary"),
         (["--vary", "recover.nonsense=1,2"], "no setting"),
         (["--flops", "0.5", "--workers", "0"], "--workers"),
+        (["--flops", "0.5", "--address", "127.0.0.1:1"], "no Ray cluster answers at 127.0.0.1:1"),
     ],
 )
 def test_bad_options(options: list[str], words: str, tmp_path: Path, capsys: Any) -> None:
