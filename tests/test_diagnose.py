@@ -13,10 +13,11 @@ torch = pytest.importorskip("torch")
 for _package in ("ultralytics", "onnx", "onnxruntime", "openvino", "nncf"):
     pytest.importorskip(_package)
 
+import tiny_detector  # noqa: E402
 from hawkeye.artifact import Artifact, digest  # noqa: E402
 from hawkeye.cli import run  # noqa: E402
 from hawkeye.compress import diagnose as module  # noqa: E402
-from hawkeye.compress import quantizers, yolo  # noqa: E402
+from hawkeye.compress import quantizers  # noqa: E402
 from hawkeye.compress.diagnose import diagnose  # noqa: E402
 from hawkeye.compress.export import export  # noqa: E402
 from hawkeye.compress.quantize import quantize  # noqa: E402
@@ -44,23 +45,10 @@ def label(network, pictures):
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A run's folders: data, the exported float network, and INT8."""
-    from hawkeye.compress.prune import load_batches
-
     root = tmp_path_factory.mktemp("diagnose")
     data = draw_dataset(root / "scenes", train=14, val=6, imgsz=96, seed=1)
-    torch.manual_seed(0)
-    model = yolo.build_detector(NAMES, width=0.125, imgsz=64)
-    for branch in model.model[-1].cv3:
-        torch.nn.init.normal_(branch[-1].weight, std=0.5)
-        torch.nn.init.constant_(branch[-1].bias, -2.0)
-    for block in model.modules():
-        if isinstance(block, torch.nn.BatchNorm2d):
-            block.momentum, block.eps = 0.5, 1e-5
-    with torch.no_grad():
-        for batch in list(load_batches(load_dataset(data).split("train"), 64, 8)) * 3:
-            model(batch)
-    yolo.save_checkpoint(root / "tiny.pt", model, names=NAMES, imgsz=64)
-    exported = export(root / "tiny.pt", ExportConfig(data=data, tolerance=0.1), out=root / "3-export" / "original")
+    path = tiny_detector.checkpoint(data, root)
+    exported = export(path, ExportConfig(data=data, tolerance=0.1), out=root / "3-export" / "original")
     label(load_runtime(exported, "pytorch-fp32"), load_dataset(data).split("val"))
     int8 = quantize(exported, QuantizeConfig(mode="ptq", data=data), out=root / "4-quantize" / "original")
     return data, exported, int8

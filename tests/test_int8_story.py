@@ -2,41 +2,35 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+
 import pytest
 
 pytest.importorskip("torch")
 for _package in ("ultralytics", "lightning_fabric", "onnx", "onnxruntime", "openvino", "nncf"):
     pytest.importorskip(_package)
 
-import tiny_detector  # noqa: E402
 from hawkeye import keys  # noqa: E402
+from hawkeye.artifact import Artifact  # noqa: E402
 from hawkeye.compress import calibrate, quantizers  # noqa: E402
 from hawkeye.compress.quantize import quantize  # noqa: E402
 from hawkeye.config import QuantizeConfig  # noqa: E402
 from hawkeye.data import load_dataset  # noqa: E402
 from hawkeye.errors import DataError  # noqa: E402
-from hawkeye.scenes import draw_dataset  # noqa: E402
 from tiny_detector import settings  # noqa: E402
 
 pytestmark = pytest.mark.compress
 
 
 @pytest.fixture(scope="module")
-def scenes(tmp_path_factory):
-    return draw_dataset(tmp_path_factory.mktemp("story") / "scenes", train=16, val=2, imgsz=96, seed=1)
+def after_qat(tiny_exported, tiny_scenes, tmp_path_factory):
+    return quantize(tiny_exported, settings(tiny_scenes, steps=8), out=tmp_path_factory.mktemp("trained"))
 
 
-@pytest.fixture(scope="module")
-def exported(scenes, tmp_path_factory):
-    return tiny_detector.exported(scenes, tmp_path_factory.mktemp("exported"))
-
-
-@pytest.fixture(scope="module")
-def after_qat(exported, scenes, tmp_path_factory):
-    return quantize(exported, settings(scenes, steps=8), out=tmp_path_factory.mktemp("trained"))
-
-
-def test_a_tiny_network_through_calibration_training_and_export(after_qat, exported):
+def test_a_tiny_network_through_calibration_training_and_export(after_qat, tiny_exported):
     told = after_qat.details
     assert [step["step"] for step in told["story"]] == ["float", "ptq", "qat", "kept"]
     assert told["int8_convolutions"] == told["convolutions"] - 1
@@ -49,10 +43,10 @@ def test_a_tiny_network_through_calibration_training_and_export(after_qat, expor
     assert not list(after_qat.root.glob("training/*"))
 
 
-def test_auto_goes_on_while_the_gate_is_missed(exported, scenes, tmp_path):
+def test_auto_goes_on_while_the_gate_is_missed(tiny_exported, tiny_scenes, tmp_path):
     """A gate that cannot be reached: calibration, layers in float while the latency allows, training, the best kept."""
-    config = settings(scenes, mode="auto", steps=2, checks=1, max_drop=-100.0, max_slowdown=1000.0)
-    made = quantize(exported, config, out=tmp_path / "free")
+    config = settings(tiny_scenes, mode="auto", steps=2, checks=1, max_drop=-100.0, max_slowdown=1000.0)
+    made = quantize(tiny_exported, config, out=tmp_path / "free")
     story = made.details["story"]
     assert [step["step"] for step in story[:2]] == ["float", "ptq"]
     assert [step["step"] for step in story[-2:]] == ["qat", "kept"]
@@ -65,22 +59,85 @@ def test_auto_goes_on_while_the_gate_is_missed(exported, scenes, tmp_path):
     assert story[0]["fidelity"] == pytest.approx(1.0, abs=0.01)
 
 
-def test_too_few_pictures_beside_those_set_aside_are_an_error(exported, scenes, tmp_path):
+def test_too_few_pictures_beside_those_set_aside_are_an_error(tiny_exported, tiny_scenes, tmp_path):
     few = tmp_path / "few"
     few.mkdir()
-    for path in load_dataset(scenes).split("train")[:10]:
+    for path in load_dataset(tiny_scenes).split("train")[:10]:
         (few / path.name).write_bytes(path.read_bytes())
-    with pytest.raises(DataError, match="too few pictures"):
-        quantize(exported, QuantizeConfig(images=few), out=tmp_path / "out")
+    with pytest.raises(DataError, match="got: 10, of which 1 set aside to judge the result on"):
+        quantize(tiny_exported, QuantizeConfig(images=few), out=tmp_path / "out")
     assert len(keys.quantize("", QuantizeConfig(images=few, mode="ptq"))[0]) == 10
 
 
-def test_auto_without_labels_and_seven_bits_with_one_scale_a_layer(exported, scenes, tmp_path):
-    config = QuantizeConfig(images=scenes.parent / "images" / "train", weight_bits=7, per_channel=False)
-    made = quantize(exported, config, out=tmp_path / "out")
+def test_auto_without_labels_on_a_cpu_without_vnni(tiny_exported, tiny_scenes, tmp_path, monkeypatch):
+    """Sums of products cannot overflow there: no weight is larger than 64, with one scale a layer as well."""
+    monkeypatch.setattr(calibrate.environment, "instruction_sets", lambda: ("avx2", "fma"))
+    config = QuantizeConfig(images=tiny_scenes.parent / "images" / "train", per_channel=False)
+    made = quantize(tiny_exported, config, out=tmp_path / "out")
     assert made.details["kept"] == "ptq"
     assert "without labels" in made.details["story"][-1]["why"]
-    found = quantizers.load(made.path("openvino"), exported.path("onnx"))
+    found = quantizers.load(made.path("openvino"), tiny_exported.path("onnx"))
     assert {conv.limit for conv in found.convolutions.values()} == {64}
+    assert max(abs(conv.integers().astype(int)).max() for conv in found.convolutions.values()) == 64
     assert {conv.scale.size for conv in found.convolutions.values()} == {1}
     assert made.details["weight_bits"] == 7
+    assert any("no VNNI" in line and "7 bits" in line for line in made.details["warnings"])
+
+
+_TOGETHER = """
+import json, math, os, sys
+from pathlib import Path
+from hawkeye.artifact import Artifact
+from hawkeye.compress import qat, training
+from hawkeye.compress.quantize import quantize
+from hawkeye.config import QuantizeConfig
+
+source, out = Artifact.load(Path(sys.argv[1])), Path(sys.argv[2])
+told, seen, train, update = [], [], qat.train, training._Loop.update
+
+def watched(*args, **more):
+    result = train(*args, **more)
+    told.append(result[1])
+    return result
+
+def broken(loop, objective, batch):
+    seen.append(len(batch["img"]))
+    loss = update(loop, objective, batch)
+    return math.nan if loop.step == 3 else loss  # as all would see it, since losses are averaged over the processes
+
+qat.train, training._Loop.update = watched, broken
+config = QuantizeConfig.model_validate_json(sys.argv[3])
+easy = quantize(source, config.with_(mode="auto", max_drop=100.0), out=out / "easy")
+hard = quantize(source, config, out=out / "hard")
+(out / f"rank{os.environ.get('RANK', '0')}.json").write_text(json.dumps({
+    "easy": easy.sha256, "hard": hard.sha256, "pictures": seen, "told": told}))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_make_one_result(tiny_exported, tiny_scenes, tmp_path):
+    """Calibration that is enough; and training with a breakdown, which both must mend in the same way."""
+    config = settings(tiny_scenes, steps=8, per_channel=False, seed=3)
+    (tmp_path / "program.py").write_text(_TOGETHER)
+    arguments = [str(tmp_path / "program.py"), str(tiny_exported.root)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    found = {}
+    for name, program in (("alone", [sys.executable]), ("together", torchrun)):
+        out = tmp_path / name
+        done = subprocess.run([*program, *arguments, str(out), config.model_dump_json()], env=environment,
+                              capture_output=True, text=True, timeout=600)  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
+        found[name] = [json.loads(path.read_text()) for path in sorted(out.glob("rank*.json"))]
+    (alone,), (first, second) = found["alone"], found["together"]
+    assert (first["easy"], first["hard"]) == (second["easy"], second["hard"])
+    assert Artifact.load(tmp_path / "together" / "easy").details["kept"] == "ptq"
+    assert sum(first["pictures"]) == sum(second["pictures"]) == sum(alone["pictures"]) // 2
+    ours, theirs = first["told"][0], second["told"][0]
+    assert [item["node"] for item in ours["excluded"]] == [item["node"] for item in theirs["excluded"]]
+    assert [p["held_out"] for p in ours["curve"]] == [p["held_out"] for p in theirs["curve"]]
+    assert ours["distance_before"] == pytest.approx(alone["told"][0]["distance_before"], rel=1e-4)
+    assert ours["distance_after"] < ours["distance_before"]
+    made = Artifact.load(tmp_path / "together" / "hard")
+    assert [step["step"] for step in made.details["story"]] == ["float", "ptq", "qat", "kept"]
+    assert not (made.root / "steps").exists()
