@@ -124,11 +124,12 @@ def main() -> None:
     parser.add_argument("--cases", default=",".join(CASES), help="which of them, with commas; all by default")
     parser.add_argument("--modes", default="ptq,qat", help="which of calibration and training, with commas")
     parser.add_argument("--batch", type=int, default=QuantizeConfig().batch, help="pictures a step")
+    parser.add_argument("--lr", type=float, default=QuantizeConfig().lr, help="peak learning rate of training")
     args = parser.parse_args()
     study = Study(args.data, args.out)
     made = import_original(args.model, imgsz=args.imgsz, out=args.out / "original" / "checkpoint")
     source = export(made, ExportConfig(data=args.data, imgsz=args.imgsz), out=args.out / "original" / "export")
-    length = {"budget": args.budget, "steps": args.steps, "batch": args.batch}
+    length = {"budget": args.budget, "steps": args.steps, "batch": args.batch, "lr": args.lr}
     modes = args.modes.split(",")
     if "original" in args.cases.split(","):
         case(study, "original", source, modes, length)
