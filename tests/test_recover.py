@@ -376,11 +376,12 @@ def test_what_pruning_has_not_touched_stays_as_it_is_and_the_rest_learns(origina
 
     config = PruneConfig(data=scenes, method="l1", flops=0.9, params=0.9)
     source = prune(original, config, out=tmp_path / "pruned", allocator=late)
-    result = recover(source, settings(data=scenes, steps=12, lr=3e-3), teacher=original, out=tmp_path / "kept")
+    longer = settings(data=scenes, steps=12, lr=3e-3)
+    result = recover(source, longer, teacher=original, out=tmp_path / "kept")
     before, after, first = (weights(artifact) for artifact in (source, result, original))
     layers = {name: int(name.split(".")[1]) for name in after}
     assert all(torch.equal(after[name], first[name]) for name, layer in layers.items() if layer < 15)
     assert any(not torch.equal(after[name], before[name]) for name, layer in layers.items() if layer > 15)
-    trained = recover(source, settings(data=scenes, steps=12, lr=3e-3, trunk="trained"), teacher=original, out=tmp_path / "trained")
-    moved = weights(trained)
+    everything = longer.model_copy(update={"trunk": "trained"})
+    moved = weights(recover(source, everything, teacher=original, out=tmp_path / "trained"))
     assert any(not torch.equal(moved[name], first[name]) for name, layer in layers.items() if layer < 15)
