@@ -44,7 +44,7 @@ def pictures(options: argparse.Namespace) -> list[dict[str, Any]]:
     paths = dataset.split("val")[: options.images]
     policies = {
         text: make_policy("adaptive:1" if text == "adaptive" else text, options.model, conf=0.001, iou=0.7,
-                          threads=options.threads)
+                          threads=options.threads, rect=not options.square)
         for text in options.policies
     }  # fmt: skip
     found: dict[str, list[Detections]] = {text: [] for text in policies}
@@ -126,9 +126,11 @@ def videos(options: argparse.Namespace) -> list[dict[str, Any]]:
     with progress("videos", sum(len(video) for video in planned)) as task:
         for video in planned:
             judges = {
-                text: Judge(make_policy(text, options.drawn_model, conf=0.25, iou=0.7, threads=options.threads), video)
+                # As `hawkeye count` has it.
+                text: Judge(make_policy(text, options.drawn_model, conf=0.1, iou=0.7, agnostic=True,
+                                        threads=options.threads, rect=not options.square), video)
                 for text in options.policies
-            }
+            }  # fmt: skip
             for number, frame in enumerate(video.frames()):
                 for text in turned(list(judges), number):
                     judges[text](frame.image, frame.truth, frame.time_s)
@@ -189,6 +191,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2, help="videos of each scenario")
     parser.add_argument("--policies", nargs="+", default=list(POLICIES))
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--square", action="store_true", help="square inputs, whatever the picture's shape")
     options = parser.parse_args()
     result: dict[str, Any] = {"environment": environment.describe(), "threads": options.threads}
     if options.model and options.data:
