@@ -183,7 +183,8 @@ TEXTS: Mapping[str, tuple[str, str]] = {
     "stage.total": ("in all", "合计"),
     "stage.live_network": ("live, network", "实时：网络"),
     "queue.requests": ("requests", "请求"),
-    "queue.live": ("live frames", "实时帧"),
+    "queue.frames": ("live frames", "实时帧"),
+    "queue.counts": ("counts to be written", "待写入的计数"),
     "queue.alerts": ("alerts", "告警"),
     # Counts
     "counts.title": ("Counts", "计数"),

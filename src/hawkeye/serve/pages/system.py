@@ -121,7 +121,7 @@ def _fill(place: tuple[ui.label, ui.label], value: str, remark: str) -> None:
 
 def _sentence(text: str) -> str:
     """With a capital where it is no name of a source, which stands before a colon."""
-    return text if ": " in text else text[:1].upper() + text[1:]
+    return text if ": " in text or "：" in text else text[:1].upper() + text[1:]
 
 
 def _duration(site: Site, seconds: float) -> str:
