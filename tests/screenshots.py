@@ -110,17 +110,26 @@ class Camerawoman:
 def shoot(browser: Browser, service: Service, out: Path, media: Path) -> None:
     """All pictures."""
     her = Camerawoman(browser, out)
-    her.visit("/")
+
+    def busy(source: str, least: int) -> None:
+        """Wait for a moment when something can be seen."""
+        browser.until(lambda: sum((service.source(source).now or {}).values()) >= least, timeout_s=60)
+
+    her.visit("/", size=(1280, 900))
+    busy("yard", 8)
     her.take("live")
-    her.visit("/", language="zh", theme="dark")
+    her.visit("/", language="zh", theme="dark", size=(1280, 900))
+    busy("yard", 8)
     her.take("live-zh-dark")
     her.visit("/", language="zh", size=TELEPHONE)
+    busy("gate", 4)
     her.take("live-zh-phone")
     her.visit("/")
     browser.click(".hk-source button", "Draw")
     browser.until(lambda: browser.all(".q-dialog .hk-picture circle"))
     browser.click(".q-dialog .q-expansion-item")
     time.sleep(1.5)
+    busy("gate", 4)
     her.take("draw")
     her.visit("/detect")
     browser.script("document.querySelector('input[type=file]').style.display = 'block'")
@@ -139,10 +148,10 @@ def shoot(browser: Browser, service: Service, out: Path, media: Path) -> None:
     other = next(info.id for info in service.models() if info.id == "original")
     service.start_comparison(other, every=5)
     time.sleep(15.0)
-    her.visit("/models", size=(1280, 1250))
+    her.visit("/models", size=(1280, 1000))
     her.take("models")
     service.stop_comparison()
-    her.visit("/runs", theme="dark", size=(1280, 520))
+    her.visit("/runs", theme="dark", size=(1280, 480))
     her.take("runs")
     her.visit("/system")
     her.take("system")
