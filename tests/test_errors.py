@@ -28,8 +28,9 @@ assert not heavy, f"imported at once: {{heavy}}"
 """
 EXTRAS = {"torch", "torchvision", "ultralytics", "nncf", "torch_pruning", "onnx", "onnxruntime", "lightning_fabric",
           "matplotlib", "ray"}  # fmt: skip
-# The one file that a foreign library has is imported lazily itself, and may import it at once.
-OWN_FILES = {"hawkeye.runtime.openvino", "hawkeye.runtime.onnx", "hawkeye.runtime.serving", "hawkeye.report_plots"}
+# The files that a foreign library has are imported lazily themselves, and may import it at once.
+OWN_FILES = {"hawkeye.runtime.core", "hawkeye.runtime.ir", "hawkeye.runtime.openvino", "hawkeye.runtime.onnx",
+             "hawkeye.runtime.serving", "hawkeye.report_plots"}  # fmt: skip
 CORE = sorted(
     {
         ".".join(("hawkeye", *path.relative_to(SOURCE).with_suffix("").parts)).removesuffix(".__init__")
