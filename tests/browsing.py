@@ -152,6 +152,18 @@ class Browser:
         self.find(css).send_keys(Keys.CONTROL, "a")
         self.find(css).send_keys(text)
 
+    def give(self, path: Path) -> None:
+        """Hand a file to the page's first field for files, shown or not."""
+
+        def given() -> bool:
+            self.script("document.querySelector('input[type=file]')?.style.setProperty('display', 'block')")
+            fields = self.all("input[type=file]")
+            if fields:
+                fields[0].send_keys(str(path))
+            return bool(fields)
+
+        self.until(given, f"a field for {path.name}")
+
     def press(self, *keys: str) -> None:
         """Keys for whatever has the focus."""
         from selenium.webdriver import ActionChains

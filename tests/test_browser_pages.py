@@ -104,8 +104,7 @@ def downloaded(browser: Browser, name: str) -> Path:
 def test_a_picture_is_dropped_compared_filtered_and_saved(browser: Browser, service: Service, tmp_path: Path):
     cv2.imwrite(str(tmp_path / "ball.png"), next(frames()))
     browser.open("/detect")
-    browser.script("document.querySelector('input[type=file]').style.display = 'block'")
-    browser.all("input[type=file]")[0].send_keys(str(tmp_path / "ball.png"))
+    browser.give(tmp_path / "ball.png")
     browser.until(lambda: browser.text(".hk-side").count("1 object") == 2, "both models have found it")
     text = browser.text(".hk-side")
     assert "original+int8" in text and "original" in text and text.count("network") >= 2
@@ -137,12 +136,11 @@ def test_a_picture_is_dropped_compared_filtered_and_saved(browser: Browser, serv
 
 def test_a_video_is_dropped_and_a_text_is_refused(browser: Browser, tmp_path: Path):
     browser.open("/detect")
-    browser.script("document.querySelector('input[type=file]').style.display = 'block'")
-    browser.all("input[type=file]")[0].send_keys(str(save_video(tmp_path / "roll.mp4")))
+    browser.give(save_video(tmp_path / "roll.mp4"))
     browser.until(lambda: "Frame at 0.00 s" in browser.text(".hk-side"))
     browser.until(lambda: browser.text(".hk-side").count("1 object") == 2)
     (tmp_path / "broken.png").write_bytes(b"no picture")
-    browser.all("input[type=file]")[0].send_keys(str(tmp_path / "broken.png"))
+    browser.give(tmp_path / "broken.png")
     browser.until(lambda: "not a picture" in browser.text(".q-notifications"))
 
 

@@ -79,7 +79,8 @@ def test_the_readme_in_chinese_has_all_that_the_english_one_has() -> None:
         return [line.partition(" #")[0].strip() for line in re.findall(r"^    (\S.*)$", text, re.MULTILINE)]
 
     def links(text: str) -> set[str]:
-        return set(re.findall(r"\]\(([^)]+)\)", text)) - {"README.md", "README.zh-CN.md"}
+        found = set(re.findall(r"\]\(([^)]+)\)", text)) - {"README.md", "README.zh-CN.md"}
+        return {"a picture" if link.startswith("docs/images/") else link for link in found}  # of pages in its language
 
     assert commands(chinese) == commands(english)
     assert links(chinese) == links(english)
