@@ -129,7 +129,7 @@ class RecoverConfig(StageConfig):
     freeze_bn: bool = True
     """Keep BatchNorm's running statistics as they are."""
     trunk: Literal["kept", "trained"] = "kept"
-    """Keep the leading layers that pruning has not touched as they are, at half the time a step, or train them too."""
+    """Keep the leading layers that pruning has not touched as they are, which saves time, or train them too."""
     holdout: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
     """Share of the training pictures set aside to choose the best weights on."""
     checks: Annotated[int, Field(ge=1)] = 10

@@ -335,19 +335,8 @@ class _Loop:
         self.average.load_state_dict(snapshot["average"])
         self.optimizer.load_state_dict(copy.deepcopy(snapshot["optimizer"]))
 
-    _PLAIN = (
-        "step",
-        "elapsed",
-        "scale",
-        "since",
-        "rollbacks",
-        "mean_loss",
-        "curve",
-        "start_score",
-        "best_score",
-        "best",
-        "good",
-    )
+    _PLAIN = ("step", "elapsed", "scale", "since", "rollbacks", "mean_loss",
+              "curve", "start_score", "best_score", "best", "good")  # fmt: skip
 
     def save(self, path: Path, first: bool) -> None:
         """Write everything now and then, whole or not at all."""

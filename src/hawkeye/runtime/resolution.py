@@ -1,8 +1,8 @@
 """How much of a frame the network sees, and how large: one size, tiles for small targets, or crops where it matters.
 
-What decides whether an object is found is its size in network pixels. A 1080p frame letterboxed to 640 shows it at a
-third of its size; so does a crop of 960 pixels at 320, for about a quarter of the cost. `Adaptive` builds on that, and
-on this: where no pixel has changed since the network last looked, the answer has not changed either.
+What decides whether an object is found is its size in network pixels: a 1080p frame letterboxed to 640 shows it at a
+third of its size, and so does a crop of 960 pixels at 320, for less than half of the cost. And where no pixel has
+changed since the network last looked, the answer has not changed either. `Adaptive` builds on both.
 """
 
 from __future__ import annotations
@@ -77,16 +77,8 @@ class Policy(Protocol):
         ...
 
 
-def make_policy(
-    text: str,
-    model: str | Path | Artifact,
-    *,
-    conf: float,
-    iou: float,
-    threads: int,
-    runtime: RuntimeName | None = None,
-    **options: Any,
-) -> Policy:
+def make_policy(text: str, model: str | Path | Artifact, *, conf: float, iou: float, threads: int,
+                runtime: RuntimeName | None = None, **options: Any) -> Policy:  # fmt: skip
     """The policy that `text` names: `fixed:SIZE`, `adaptive`, `adaptive:FRAMES` or `tiles`.
 
     `Adaptive` remembers what it saw, so each stream needs one of its own.
