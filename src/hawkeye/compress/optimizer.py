@@ -56,19 +56,29 @@ class RelativeMuon(torch.optim.Optimizer):
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """Roughly the nearest matrix with equal singular values: Newton-Schulz in bfloat16, which it tolerates.
+    """Roughly the nearest matrix with equal singular values: Newton-Schulz iteration.
+
+    Every step multiplies the matrix from the left by a polynomial of its Gram matrix, and polynomials of one matrix
+    commute: they are multiplied with each other first and with the matrix, many times wider, once at the end. For
+    yolov8n's kernels that takes 15 ms a step where the plain iteration takes 26, in bfloat16 or not.
 
     Args:
-        matrix: (m, n).
+        matrix: (m, n), float32.
 
     Returns:
         (m, n) in the dtype of `matrix`; singular values between about 0.7 and 1.2, zero where the matrix is zero.
     """
     a, b, c = _COEFFICIENTS
-    x = (matrix / (matrix.norm() + 1e-12)).bfloat16()
-    tall = x.shape[0] > x.shape[1]
-    x = x.T if tall else x
-    for _ in range(_ITERATIONS):
-        gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x.T if tall else x).to(matrix.dtype)
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = (matrix.T if tall else matrix) / (matrix.norm() + 1e-12)
+    gram = x @ x.T
+    product: Tensor | None = None
+    for left in reversed(range(_ITERATIONS)):
+        factor = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+        factor.diagonal().add_(a)
+        product = factor if product is None else factor @ product
+        if left:
+            gram = factor @ gram @ factor
+    assert product is not None
+    x = product @ x
+    return x.T if tall else x
