@@ -27,6 +27,7 @@ from hawkeye.compress.allocate import Cost, LatencyBound, Removal, Scorer, alloc
 from hawkeye.compress.groups import Group
 from hawkeye.compress.latency import networks_of
 from hawkeye.compress.layer_models import networks_ms
+from hawkeye.compress.original import import_original
 from hawkeye.compress.prune import prune
 from hawkeye.compress.recover import recover
 from hawkeye.config import EvaluateConfig, PruneConfig, RecoverConfig
@@ -90,7 +91,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=60)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     options = parser.parse_args()
-    original = yolo.import_original(options.model, imgsz=options.imgsz, out=options.out / "original")
+    original = import_original(options.model, imgsz=options.imgsz, out=options.out / "original")
     shared: dict[str, Any] = {"data": options.data, "imgsz": options.imgsz}
     checks = EvaluateConfig(**shared)
     made: dict[str, Artifact] = {}

@@ -23,9 +23,9 @@ from hawkeye.config import PruneConfig, RecoverConfig
 def stage(name: str, model: Path, data: Path, work: Path, imgsz: int, samples: int, steps: int) -> dict[str, float]:
     """Run one stage here and tell its cost."""
     from hawkeye.artifact import Artifact
+    from hawkeye.compress.original import import_original
     from hawkeye.compress.prune import prune
     from hawkeye.compress.recover import recover
-    from hawkeye.compress.yolo import import_original
 
     began = time.perf_counter()
     figures: dict[str, float] = {}

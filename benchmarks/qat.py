@@ -23,10 +23,10 @@ from hawkeye import environment
 from hawkeye.artifact import Artifact, write_bytes, write_json
 from hawkeye.compress.calibrate import mirror_infer
 from hawkeye.compress.export import export
+from hawkeye.compress.original import import_original
 from hawkeye.compress.quantize import quantize
 from hawkeye.compress.quantizers import load
 from hawkeye.compress.sensitivity import latencies_ms
-from hawkeye.compress.yolo import import_original
 from hawkeye.config import EvaluateConfig, ExportConfig, QuantizeConfig
 from hawkeye.data import load_dataset
 from hawkeye.evaluate import Matches, coco_map, detect_all, drop_interval, match

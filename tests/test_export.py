@@ -17,6 +17,8 @@ import yaml  # noqa: E402
 
 from hawkeye.compress import export as ex  # noqa: E402
 from hawkeye.compress import yolo  # noqa: E402
+from hawkeye.compress.original import import_original  # noqa: E402
+from hawkeye.compress.torch_runtime import TorchRuntime  # noqa: E402
 from hawkeye.config import ExportConfig  # noqa: E402
 from hawkeye.errors import ExportError  # noqa: E402
 
@@ -31,7 +33,7 @@ def original(tmp_path_factory):
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("original")
     yolo.save_checkpoint(folder / "tiny.pt", yolo.build_detector(NAMES, width=0.125), names=NAMES, imgsz=96)
-    return yolo.import_original(folder / "tiny.pt", imgsz=96, out=folder / "out")
+    return import_original(folder / "tiny.pt", imgsz=96, out=folder / "out")
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +78,7 @@ def test_stock_yolo_predicts_with_the_export(original, exported, fmt):
     from ultralytics import YOLO
 
     image = np.random.default_rng(2).integers(0, 256, (96, 96, 3), np.uint8)
-    best = float(yolo.TorchRuntime(original.path("pytorch"), original.spec, 1).infer(image)[4:].max())
+    best = float(TorchRuntime(original.path("pytorch"), original.spec, 1).infer(image)[4:].max())
     path = exported.path(fmt)
     stock = YOLO(str(path if fmt == "onnx" else path.parent), task="detect")
     result = stock.predict(image, imgsz=96, conf=best * 0.9, verbose=False)[0]

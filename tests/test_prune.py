@@ -18,6 +18,7 @@ from hawkeye.compress import yolo  # noqa: E402
 from hawkeye.compress.allocate import Cost, units_of  # noqa: E402
 from hawkeye.compress.forecast import forecast  # noqa: E402
 from hawkeye.compress.groups import SplitC2f, cut_, find_groups, merge_c2f_, split_c2f_  # noqa: E402
+from hawkeye.compress.macs import params_and_macs  # noqa: E402
 from hawkeye.compress.prune import load_batches, prune, verify  # noqa: E402
 from hawkeye.config import PruneConfig  # noqa: E402
 from hawkeye.data import list_images  # noqa: E402
@@ -183,11 +184,11 @@ def test_cost_model_tells_what_counting_finds_after_the_cut(split):
     groups = find_groups(split)
     cost = Cost(split, groups, SIZE)
     keep = random_keep(groups, seed=3)
-    assert cost.total({}) == yolo.count(split, SIZE)[::-1]
+    assert cost.total({}) == params_and_macs(split, SIZE)[::-1]
     expected = cost.total({name: len(channels) for name, channels in keep.items()})
     cut_(split, keep, groups)
     merge_c2f_(split)
-    assert yolo.count(split, SIZE)[::-1] == expected
+    assert params_and_macs(split, SIZE)[::-1] == expected
 
 
 # --- the stage --------------------------------------------------------------------------------------------------------
@@ -197,8 +198,8 @@ def check_fractions(made, original, flops, params, align):
     """Within both bounds; and the tighter one is met within one step of `align` channels."""
     reached = (made.details["flops_kept"], made.details["params_kept"])
     loaded = yolo.load_checkpoint(made.path("pytorch")).model
-    counted = yolo.count(loaded, made.spec.imgsz)
-    whole = yolo.count(original, made.spec.imgsz)
+    counted = params_and_macs(loaded, made.spec.imgsz)
+    whole = params_and_macs(original, made.spec.imgsz)
     assert reached == (counted[1] / whole[1], counted[0] / whole[0])
     assert (made.params, made.macs) == counted
     assert reached[0] <= flops

@@ -22,6 +22,7 @@ from hawkeye.compress import int8_checks as checks  # noqa: E402
 from hawkeye.compress import quantize as qu  # noqa: E402
 from hawkeye.compress import yolo  # noqa: E402
 from hawkeye.compress.export import export, onnx_infer, openvino_infer  # noqa: E402
+from hawkeye.compress.original import import_original  # noqa: E402
 from hawkeye.config import ExportConfig, QuantizeConfig  # noqa: E402
 from hawkeye.errors import ConfigError, DataError, ExportError, ModelError  # noqa: E402
 
@@ -175,7 +176,7 @@ def test_no_pictures_are_an_error(exported, mode, tmp_path):
 def test_other_size_and_unexported_source_are_errors(exported, pictures, tmp_path):
     with pytest.raises(ConfigError, match="another input size"):
         qu.quantize(exported, QuantizeConfig(mode="ptq", images=pictures, imgsz=96), out=tmp_path / "a")
-    original = yolo.import_original(exported.path("pytorch"), imgsz=64, out=tmp_path / "original")
+    original = import_original(exported.path("pytorch"), imgsz=64, out=tmp_path / "original")
     with pytest.raises(ModelError, match="no openvino file"):
         qu.quantize(original, QuantizeConfig(mode="ptq", images=pictures), out=tmp_path / "b")
 

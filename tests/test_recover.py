@@ -17,6 +17,7 @@ for _package in ("ultralytics", "lightning_fabric", "torch_pruning"):
 import tiny_detector  # noqa: E402
 from hawkeye.artifact import Artifact  # noqa: E402
 from hawkeye.compress import yolo  # noqa: E402
+from hawkeye.compress.original import import_original  # noqa: E402
 from hawkeye.compress.prune import prune  # noqa: E402
 from hawkeye.compress.recover import distillation_loss, outputs_of, recover, train  # noqa: E402
 from hawkeye.compress.trunk import SharedTrunk, untouched  # noqa: E402
@@ -40,7 +41,7 @@ def scenes(tmp_path_factory):
 def original(scenes, tmp_path_factory):
     folder = tmp_path_factory.mktemp("original")
     path = tiny_detector.checkpoint(scenes, folder)
-    return yolo.import_original(path, imgsz=64, out=folder / "out")
+    return import_original(path, imgsz=64, out=folder / "out")
 
 
 @pytest.fixture(scope="module")
@@ -332,7 +333,7 @@ recover(Artifact.load(Path({str(pruned.root)!r})), config, teacher=Artifact.load
 def test_another_network_teaches_scores_and_boxes(pruned, scenes, tmp_path):
     torch.manual_seed(1)
     yolo.save_checkpoint(tmp_path / "wide.pt", yolo.build_detector(NAMES, width=0.25, imgsz=64), names=NAMES, imgsz=64)
-    teacher = yolo.import_original(tmp_path / "wide.pt", imgsz=64, out=tmp_path / "teacher")
+    teacher = import_original(tmp_path / "wide.pt", imgsz=64, out=tmp_path / "teacher")
     config = settings(data=scenes, teacher=tmp_path / "wide.pt", steps=6, checks=2)
     seen = []
     with watched(lambda part, judgement: seen.append((part, judgement))):
@@ -342,7 +343,7 @@ def test_another_network_teaches_scores_and_boxes(pruned, scenes, tmp_path):
     assert [judgement for _, judgement in seen] == [point["held_out"] for point in made.details["curve"][1:]]
     yolo.save_checkpoint(tmp_path / "other.pt", yolo.build_detector(NAMES[:2], width=0.125, imgsz=64), names=NAMES[:2],
                          imgsz=64)  # fmt: skip
-    other = yolo.import_original(tmp_path / "other.pt", imgsz=64, out=tmp_path / "other")
+    other = import_original(tmp_path / "other.pt", imgsz=64, out=tmp_path / "other")
     with pytest.raises(ModelError, match="does not fit"):
         recover(pruned, config, teacher=other, out=tmp_path / "refused")
 

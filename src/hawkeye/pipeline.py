@@ -59,7 +59,7 @@ class Stages:
     """What does the work: the public functions, or a test's."""
 
     class_names: Callable[[Path], tuple[str, ...]] = class_names
-    original: Callable[..., Artifact] = field(default=lazy("hawkeye.compress.yolo", "import_original"))
+    original: Callable[..., Artifact] = field(default=lazy("hawkeye.compress.original", "import_original"))
     prune: Callable[..., Artifact] = field(default=lazy("hawkeye.compress.prune", "prune"))
     recover: Callable[..., Artifact] = field(default=lazy("hawkeye.compress.recover", "recover"))
     export: Callable[..., Artifact] = field(default=lazy("hawkeye.compress.export", "export"))

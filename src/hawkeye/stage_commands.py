@@ -320,9 +320,8 @@ def _source(
     if path.suffix != ".pt":
         raise ModelError("not a model that this command takes", got=path,
                          expected="a checkpoint (.pt) or the folder of an artefact")  # fmt: skip
-    yolo = load("hawkeye.compress.yolo")
-    size = imgsz if imgsz is not None else yolo.load_checkpoint(path).imgsz
-    made: Artifact = yolo.import_original(path, imgsz=size, out=out / folder)
+    size = imgsz if imgsz is not None else load("hawkeye.compress.yolo").load_checkpoint(path).imgsz
+    made: Artifact = load("hawkeye.compress.original").import_original(path, imgsz=size, out=out / folder)
     if name == made.name:
         return made
     named = made.model_copy(update={"name": name})

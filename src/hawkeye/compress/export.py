@@ -59,6 +59,7 @@ def export(source: Artifact | Path, config: ExportConfig, *, out: Path) -> Artif
         ExportError: an operator that ONNX lacks (named with its layer), or a graph that computes something else.
     """
     from hawkeye.compress import yolo
+    from hawkeye.compress.macs import params_and_macs
 
     started = time.perf_counter()
     path = source.path("pytorch") if isinstance(source, Artifact) else Path(source)
@@ -71,7 +72,7 @@ def export(source: Artifact | Path, config: ExportConfig, *, out: Path) -> Artif
         return done
 
     spec = yolo.spec_of(checkpoint.model, imgsz)
-    params, macs = yolo.count(checkpoint.model, imgsz)
+    params, macs = params_and_macs(checkpoint.model, imgsz)
     network = yolo.fused(checkpoint.model)
     with artifact.storage_errors(out), progress(f"Export {name}", 4) as task:
         files: dict[artifact.Format, Path] = {"pytorch": out / f"{name}.pt", "onnx": out / f"{name}.onnx"}

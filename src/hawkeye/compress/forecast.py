@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from hawkeye.artifact import ModelSpec
-from hawkeye.compress import yolo
+from hawkeye.compress.torch_runtime import TorchRuntime
 from hawkeye.config import EvaluateConfig, PruneConfig
 from hawkeye.data import split_holdout, training_images
 from hawkeye.detections import Detections
@@ -69,7 +69,7 @@ def _held_out(config: PruneConfig) -> tuple[list[Path], str]:
 def _look(model: nn.Module, spec: ModelSpec, pictures: Sequence[Path], judge: str, name: str
           ) -> tuple[list[Detections], list[Truth]]:  # fmt: skip
     """What a network finds, and the labels, or what it is sure of in their place."""
-    runtime = yolo.TorchRuntime(model, spec, torch.get_num_threads())  # or it would set another number
+    runtime = TorchRuntime(model, spec, torch.get_num_threads())  # or it would set another number
     found, truth, _ = detect_all(runtime, EvaluateConfig(), pictures, title=f"forecast: {name}")
     if judge == "original":
         sure = [dets.score >= _SURE for dets in found]

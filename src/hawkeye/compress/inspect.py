@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from hawkeye.compress import yolo
 from hawkeye.compress.allocate import Cost
 from hawkeye.compress.groups import Group, SplitC2f, find_groups, split_c2f_
+from hawkeye.compress.macs import params_and_macs
 from hawkeye.compress.prune import load_batches
 from hawkeye.compress.saliency import ObsScorer, collect
 from hawkeye.data import list_images, sample, training_images
@@ -81,7 +82,7 @@ def inspect(
     if imgsz <= 0:
         raise ConfigError("no such input size", got=imgsz, expected=f"a multiple of {max(checkpoint.strides)}")
     yolo.spec_of(checkpoint.model, imgsz)
-    params, macs = yolo.count(checkpoint.model, imgsz)
+    params, macs = params_and_macs(checkpoint.model, imgsz)
     layers, latency = _layers(checkpoint.model, imgsz, frames)
     model = copy.deepcopy(checkpoint.model)
     split_c2f_(model)

@@ -20,6 +20,8 @@ from hawkeye.compress.allocate import Allocator, Cost, LatencyBound, Scorer, all
 from hawkeye.compress.forecast import forecast, tell
 from hawkeye.compress.groups import Group, cut_, find_groups, merge_c2f_, split_c2f_
 from hawkeye.compress.latency import profile
+from hawkeye.compress.macs import params_and_macs
+from hawkeye.compress.original import import_original
 from hawkeye.compress.saliency import ObsScorer, StaticScorer, collect
 from hawkeye.config import PruneConfig
 from hawkeye.data import read_image
@@ -88,7 +90,7 @@ def prune(source: Artifact | Path, config: PruneConfig, *, out: Path, allocator:
     widths = _widths(checkpoint.model, groups, channels)
     kept = _features(model, groups, channels)
     merge_c2f_(model)
-    reached = yolo.count(model, imgsz)
+    reached = params_and_macs(model, imgsz)
     target = out / "pruned.pt"
     yolo.save_checkpoint(target, model, names=checkpoint.names, imgsz=imgsz)
     fractions = {"flops_kept": reached[1] / start[0], "params_kept": reached[0] / start[1]}
@@ -173,7 +175,7 @@ def _as_original(source: Artifact | Path, config: PruneConfig, out: Path) -> Art
             f"{out} holds something else", got=[p.name for p in out.iterdir()][:3], expected="an empty folder"
         )
     imgsz = config.imgsz or yolo.load_checkpoint(source).imgsz
-    return yolo.import_original(source, imgsz=imgsz, out=out / "original")
+    return import_original(source, imgsz=imgsz, out=out / "original")
 
 
 def _scorer(model: nn.Module, groups: list[Group], pictures: Sequence[Path], config: PruneConfig, imgsz: int,

@@ -24,6 +24,7 @@ from hawkeye.compress.export import metadata as facts_of
 from hawkeye.compress.export import save_openvino
 from hawkeye.compress.forecast import by_size
 from hawkeye.compress.latency import networks_of
+from hawkeye.compress.original import import_original
 from hawkeye.compress.prune import prune
 from hawkeye.config import Recipe
 from hawkeye.errors import BoundsError
@@ -160,7 +161,7 @@ def measure(recipe: Recipe, *, out: Path) -> Curves:
         raise BoundsError("--imgsz auto needs pictures that the detector finds something in",
                           got=f"mAP@0.5 0 on held-out training pictures at {recipe.imgsz}",
                           mend="give --imgsz a number")  # fmt: skip
-    original = yolo.import_original(recipe.model, imgsz=recipe.imgsz, out=out / "original")
+    original = import_original(recipe.model, imgsz=recipe.imgsz, out=out / "original")
     left = {}
     for kept in recipe.search.kept:
         tried = config.with_(latency=kept, latency_of="int8", flops=1.0, params=1.0)

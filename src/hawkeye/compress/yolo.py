@@ -13,8 +13,6 @@ import logging
 import os
 import shutil
 import tempfile
-import time
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,14 +21,12 @@ from typing import Any
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
-from hawkeye import __version__, artifact, environment, keys
-from hawkeye.artifact import Artifact, ModelSpec
+from hawkeye import __version__, artifact
+from hawkeye.artifact import ModelSpec
+from hawkeye.compress.checkpoint_file import HINT, check_file
 from hawkeye.data import read_labels
 from hawkeye.errors import CheckpointError, ConfigError, DataError, MissingExtraError
-from hawkeye.geometry import Size, rectangle
-from hawkeye.records import RuntimeName
 
 
 def _quiet_() -> None:
@@ -65,8 +61,6 @@ cv2.setNumThreads(_opencv_threads)  # Ultralytics switches OpenCV to one thread 
 
 _BLOCKS = (Conv, C2f, SPPF, Bottleneck, Concat, Detect, DFL, DetectionModel)
 _SUPPORTED = "a YOLOv8 detector: Conv, C2f, SPPF, Bottleneck and a Detect head"
-_HINT = "give the .pt of a YOLOv8 detector, as `yolo detect train` writes it"
-_MAX_BYTES = 4 << 30
 
 
 @dataclass(frozen=True)
@@ -98,20 +92,20 @@ def load_checkpoint(path: Path) -> Checkpoint:
         CheckpointError: missing, not a checkpoint, truncated, another task, another family, fused or quantized.
     """
     path = Path(path)
-    _check_file(path)
+    check_file(path)
     try:
         content, _ = torch_safe_load(str(path), safe_only=True)
     except Exception as error:  # torch raises many kinds for damaged and for foreign files; all mean the same here
         got = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
         raise CheckpointError(f"{path} cannot be read as a checkpoint", got=got, expected=_SUPPORTED,
-                              mend=_HINT) from error  # fmt: skip
+                              mend=HINT) from error  # fmt: skip
     if content.get("modelopt"):
         raise CheckpointError(f"{path} is quantized", got="a quantization-aware checkpoint", expected="FP32 weights",
                               mend="give the checkpoint from before quantization")  # fmt: skip
     model = content.get("ema") or content.get("model")
     if not isinstance(model, nn.Module):
         raise CheckpointError(f"{path} holds no network", got=sorted(map(str, content))[:8], expected=_SUPPORTED,
-                              mend=_HINT)  # fmt: skip
+                              mend=HINT)  # fmt: skip
     _check_model(path, model)
     model = model.float().eval().requires_grad_(False)
     args = {**DEFAULT_CFG_DICT, **(content.get("train_args") or {})}
@@ -124,46 +118,21 @@ def load_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(model, tuple(model.names.values()), _strides(model), int(imgsz), path)
 
 
-def _check_file(path: Path) -> None:
-    """Everything that can be told without unpickling."""
-    if not path.is_file():
-        got = "a folder" if path.is_dir() else "nothing there"
-        raise CheckpointError(f"no such checkpoint: {path}", got=got, expected="a .pt file", mend=_HINT)
-    if path.suffix != ".pt":
-        raise CheckpointError(f"{path} is no checkpoint", got=f"suffix {path.suffix!r}", expected=".pt", mend=_HINT)
-    size = path.stat().st_size
-    if not 0 < size <= _MAX_BYTES:
-        raise CheckpointError(f"{path} has an impossible size", got=f"{size:,} bytes", expected=f"1 to {_MAX_BYTES:,}")
-    with path.open("rb") as file:
-        magic = file.read(4)
-    if magic != b"PK\x03\x04":
-        raise CheckpointError(f"{path} is no checkpoint", got=f"a file that starts with {magic!r}",
-                              expected="a zip archive as torch.save writes it", mend=_HINT)  # fmt: skip
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.namelist()
-    except (zipfile.BadZipFile, OSError) as error:
-        raise CheckpointError(f"{path} is truncated or damaged", got=error, expected="a whole file",
-                              mend="copy or download it again") from None  # fmt: skip
-    if not any(entry.endswith("data.pkl") for entry in entries):
-        raise CheckpointError(f"{path} is no checkpoint", got=f"a zip archive of {entries[:3]}", mend=_HINT)
-
-
 def _check_model(path: Path, model: nn.Module) -> None:
     """Refuse what the stages cannot compress, by name."""
     layers = getattr(model, "model", None)
     head = layers[-1] if isinstance(layers, nn.Sequential) else None
     kind = type(model).__name__ if head is None else f"{type(model).__name__} with a {type(head).__name__} head"
     if type(model) is not DetectionModel or not isinstance(head, Detect):
-        raise CheckpointError(f"{path} is trained for another task", got=kind, expected=_SUPPORTED, mend=_HINT)
+        raise CheckpointError(f"{path} is trained for another task", got=kind, expected=_SUPPORTED, mend=HINT)
     if type(head) is not Detect or getattr(head, "one2one_cv2", None) is not None:
         raise CheckpointError(f"{path} has a head that is not supported", got=f"{kind}, end-to-end or special",
-                              expected="a Detect head with one branch, as in YOLOv8", mend=_HINT)  # fmt: skip
+                              expected="a Detect head with one branch, as in YOLOv8", mend=HINT)  # fmt: skip
     foreign = {type(m).__name__ for m in model.modules()
                if type(m) not in _BLOCKS and not type(m).__module__.startswith("torch.nn.modules")}  # fmt: skip
     if foreign:
         raise CheckpointError(f"{path} is built of blocks that are not supported", got=", ".join(sorted(foreign)),
-                              expected=_SUPPORTED, mend=_HINT)  # fmt: skip
+                              expected=_SUPPORTED, mend=HINT)  # fmt: skip
     if head.reg_max < 2:
         raise CheckpointError(f"{path} has a head without DFL", got=f"reg_max={head.reg_max}", expected="2 or more")
     if any(isinstance(m, Conv) and not isinstance(getattr(m, "bn", None), nn.BatchNorm2d) for m in model.modules()):
@@ -287,28 +256,6 @@ def spec_of(model: DetectionModel, imgsz: int) -> ModelSpec:
     return ModelSpec(imgsz=imgsz, names=_names("the network", model), strides=strides)
 
 
-def count(model: DetectionModel, imgsz: int) -> tuple[int, int]:
-    """Parameters of the network as trained, and multiply-accumulates of one picture of imgsz x imgsz.
-
-    MACs are those of convolutions and linear layers, biases left out; GFLOPs are twice that.
-    """
-    total = 0
-
-    def add(module: nn.Module, _: Any, output: Tensor) -> None:
-        nonlocal total
-        weight = module.weight
-        total += output.numel() // output.shape[1 if weight.ndim == 4 else -1] * weight.numel()
-
-    probe = copy.deepcopy(model).eval()
-    for module in probe.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            module.register_forward_hook(add)
-    device = next(probe.parameters()).device
-    with torch.no_grad():
-        probe(torch.zeros(1, 3, imgsz, imgsz, device=device))
-    return sum(p.numel() for p in model.parameters()), total
-
-
 def block_outputs(model: DetectionModel) -> list[str]:
     """Names of the convolution blocks that end a block of the trunk: what other blocks and the head read."""
     trunk = list(model.model.named_children())[:-1]
@@ -351,29 +298,6 @@ def freeze_statistics_(model: DetectionModel, frozen: bool = True) -> None:
 def folded(model: DetectionModel) -> DetectionModel:
     """A copy with BatchNorm folded into the convolutions."""
     return copy.deepcopy(model).fuse(verbose=False)
-
-
-def unfold_(model: DetectionModel, trained: DetectionModel) -> None:
-    """Give `model` the weights of its trained `folded` copy; it computes the same in eval mode.
-
-    Each channel's kernel keeps the norm that it had, so that BatchNorm's statistics stay those of its input, and
-    BatchNorm's own weight and bias take the rest.
-    """
-    twins = dict(trained.named_modules())
-    with torch.no_grad():
-        for name, module in model.named_modules():
-            if isinstance(module, Conv):
-                conv, bn, twin = module.conv, module.bn, twins[name].conv
-                deviation = (bn.running_var + bn.eps).sqrt()
-                before, now = (c.weight.flatten(1).norm(dim=1) for c in (conv, twin))
-                scale = torch.where((before > 0) & (now > 0), now / before, 1.0) * bn.weight.sign().where(
-                    bn.weight != 0, 1
-                )
-                conv.weight.copy_(twin.weight / scale.view(-1, 1, 1, 1))
-                bn.weight.copy_(scale * deviation)
-                bn.bias.copy_(twin.bias + bn.running_mean * scale)
-            elif isinstance(module, nn.Conv2d) and isinstance(twins[name], nn.Conv2d) and not name.endswith(".conv"):
-                module.load_state_dict(twins[name].state_dict())
 
 
 def detection_loss(model: DetectionModel) -> Callable[[Any, dict[str, Tensor]], Tensor]:
@@ -468,55 +392,3 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     """Batch of a training set: img (B, 3, H, W) uint8 RGB, cls (N, 1), bboxes (N, 4), batch_idx (N,)."""
     batch: dict[str, Any] = YOLODataset.collate_fn(samples)
     return batch
-
-
-class TorchRuntime:
-    """The network in eager PyTorch, BatchNorm folded, as a `Runtime`.
-
-    Args:
-        source: a checkpoint's path, or a model.
-        spec: input size, names and strides.
-        threads: CPU threads; 0 takes all cores.
-    """
-
-    name: RuntimeName = "pytorch-fp32"
-    precision_hint = "f32"
-    precision_executed = "f32"
-
-    def __init__(self, source: Path | DetectionModel, spec: ModelSpec, threads: int = 0) -> None:
-        model = load_checkpoint(source).model if isinstance(source, Path) else source
-        self.spec, self.threads, self._model = spec, threads or environment.cpu_count(), fused(model).float().cpu()
-
-    def canvas_for(self, source_hw: Size) -> Size:
-        """See `Runtime.canvas_for`."""
-        return rectangle(source_hw, self.spec.imgsz, max(self.spec.strides))
-
-    def infer(self, canvas: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Raw output (4 + nc, A) of a (h, w, 3) BGR canvas."""
-        if torch.get_num_threads() != self.threads:  # a setting of the whole process, so it is renewed here
-            torch.set_num_threads(self.threads)
-        pixels = torch.from_numpy(np.ascontiguousarray(canvas[..., ::-1].transpose(2, 0, 1)))
-        with torch.inference_mode():
-            raw: NDArray[np.float32] = self._model(pixels[None].float().div_(255))[0].numpy()
-        return raw
-
-
-def import_original(checkpoint: Path, *, imgsz: int, out: Path) -> Artifact:
-    """Take a checkpoint into a run: check it, count it, copy it into `out`.
-
-    Raises:
-        CheckpointError: it cannot be compressed.
-    """
-    started, checkpoint = time.perf_counter(), Path(checkpoint)
-    _check_file(checkpoint)
-    key = keys.original(checkpoint, imgsz)
-    if (done := artifact.reuse(out, key)) is not None:
-        return done
-    loaded = load_checkpoint(checkpoint)
-    spec = spec_of(loaded.model, imgsz)
-    params, macs = count(loaded.model, imgsz)
-    target = out / "original.pt"
-    artifact.write_bytes(target, checkpoint.read_bytes())
-    return Artifact.create(out, {"pytorch": target}, started=started, name="original", stage="original", spec=spec,
-                           params=params, macs=macs, key=key, config={"imgsz": imgsz},
-                           details={"source": checkpoint.name, "trained_imgsz": loaded.imgsz})  # fmt: skip

@@ -75,7 +75,7 @@ def load_runtime(
     """
     if runtime == "pytorch-fp32":
         try:
-            from hawkeye.compress.yolo import TorchRuntime
+            from hawkeye.compress.torch_runtime import TorchRuntime
         except ModuleNotFoundError as error:
             from hawkeye.errors import MissingExtraError
 
