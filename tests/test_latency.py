@@ -19,6 +19,7 @@ from hawkeye.compress.groups import cut_, find_groups, split_c2f_  # noqa: E402
 from hawkeye.compress.latency_table import Table, grid, measure_, wanted  # noqa: E402
 from hawkeye.compress.layer_models import Shape, layers_ms, network_ms, networks_ms  # noqa: E402
 from hawkeye.config import PruneConfig  # noqa: E402
+from hawkeye.environment import affinity  # noqa: E402
 from hawkeye.errors import BoundsError, ConfigError  # noqa: E402
 from hawkeye.scenes import NAMES  # noqa: E402
 
@@ -213,6 +214,14 @@ def test_a_small_network_is_profiled_as_a_whole():
     clock = made.of(split, find_groups(split))
     assert clock.ms({}) == pytest.approx(whole.total)
     assert made.wholes["fp32"].total > 0
+
+
+@pytest.mark.skipif(affinity() < 2, reason="a network of one thread takes all cores here")
+def test_threads_fewer_than_the_cores_are_not_tied_to_the_first_ones():
+    from hawkeye.compress.layer_models import _model, _request
+
+    compiled = _request(_model([LAYER], "fp32"), 1).get_compiled_model()
+    assert not compiled.get_property("ENABLE_CPU_PINNING")
 
 
 def test_networks_take_turns():

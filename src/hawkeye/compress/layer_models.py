@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from hawkeye.errors import MissingExtraError, ModelError
-from hawkeye.runtime.core import core
+from hawkeye.runtime.core import core, on_threads
 
 try:
     import openvino as ov
@@ -107,7 +107,7 @@ def networks_ms(models: Sequence[ov.Model | Path], *, threads: int, runs: int) -
 
 
 def _request(model: ov.Model | Path, threads: int, *, count: bool = False) -> ov.InferRequest:
-    options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32",
+    options = {**on_threads(threads), "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32",
                "PERF_COUNT": count}  # fmt: skip
     compiled = core().compile_model(model, "CPU", options)
     request = compiled.create_infer_request()

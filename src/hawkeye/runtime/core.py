@@ -12,6 +12,8 @@ import threading
 
 import openvino as ov
 
+from hawkeye.environment import affinity
+
 _lock = threading.Lock()
 _made: list[ov.Core] = []
 
@@ -25,3 +27,12 @@ def core() -> ov.Core:
             made.get_property("CPU", "FULL_DEVICE_NAME")  # loads the plug-in
             _made.append(made)
         return _made[0]
+
+
+def on_threads(threads: int) -> dict[str, int | bool]:
+    """Options that compile a network for so many threads.
+
+    Threads that are tied to cores begin with the first one, in every process: several that take a part of the cores
+    each would share it. So they are tied only where a network takes all cores.
+    """
+    return {"INFERENCE_NUM_THREADS": threads, "ENABLE_CPU_PINNING": threads >= affinity()}

@@ -6,6 +6,7 @@ FP32 would be a lie.
 
 from __future__ import annotations
 
+import copy
 import logging
 import threading
 import time
@@ -19,12 +20,12 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from hawkeye.artifact import ModelSpec
-from hawkeye.environment import affinity, cpu_count
+from hawkeye.environment import cpu_count
 from hawkeye.errors import ModelError
 from hawkeye.geometry import PAD_VALUE, Size, rectangle
 from hawkeye.records import RuntimeName
 from hawkeye.runtime import check_output
-from hawkeye.runtime.core import core
+from hawkeye.runtime.core import core, on_threads
 from hawkeye.runtime.ir import Ir, read, reason
 
 log = logging.getLogger("hawkeye.runtime")
@@ -94,23 +95,42 @@ class OpenVinoRuntime:
         self.spec, self.name = self._ir.spec, self._ir.name
         self.threads, self._cache_dir = threads or cpu_count(), cache_dir
         self.precision_hint = _HINTS[self.name] or "default"
-        self._requests = _Shapes(
-            self._ir, lambda hw: _Request(_shaped(self._ir, hw, self.threads, "LATENCY", cache_dir))
-        )
-        self.precision_executed = convolutions(_executed(self._requests.made[self._requests.square].compiled))
+        self._networks = self._compiled_for("LATENCY")
+        self._requests: dict[Size, _Request] = {}
+        self.precision_executed = convolutions(_executed(self._networks.made[self._networks.square]))
 
     def canvas_for(self, source_hw: Size) -> Size:
         """See `Runtime.canvas_for`. The first picture of a shape waits for the compilation of its network."""
-        return self._requests.canvas_for(source_hw)
+        return self._networks.canvas_for(source_hw)
 
     def infer(self, canvas: NDArray[np.uint8]) -> NDArray[np.float32]:
         """See `Runtime.infer`. The canvas is read in place; hand in the same array each time to bind it only once."""
-        request = self._requests.made.get((canvas.shape[0], canvas.shape[1])) if canvas.ndim == 3 else None
-        if request is None or canvas.shape[2] != 3 or canvas.dtype != np.uint8 or not canvas.flags.c_contiguous:
+        hw = (canvas.shape[0], canvas.shape[1]) if canvas.ndim == 3 else (0, 0)
+        network = self._networks.made.get(hw)
+        if network is None or canvas.shape[2] != 3 or canvas.dtype != np.uint8 or not canvas.flags.c_contiguous:
             raise ModelError("the canvas does not fit the network", got=f"{canvas.dtype} {canvas.shape}",
                              expected=f"contiguous uint8 (h, w, 3) of a shape that `canvas_for` gave, such as "
-                                      f"{(*self._requests.square, 3)}")  # fmt: skip
+                                      f"{(*self._networks.square, 3)}")  # fmt: skip
+        request = self._requests.get(hw)
+        if request is None:
+            request = self._requests[hw] = _Request(network)
         return request(canvas)
+
+    def lanes(self) -> list[OpenVinoRuntime]:
+        """The same network for several threads at the same time, each of which takes one of these for itself.
+
+        They share the cores between them: more pictures per second than all cores on one picture give, each later.
+        Compiled once for all; as many as OpenVINO thinks best here.
+        """
+        networks = self._compiled_for("THROUGHPUT")
+        count = int(networks.made[networks.square].get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
+        lanes = [copy.copy(self) for _ in range(count)]
+        for lane in lanes:
+            lane._networks, lane._requests = networks, {}
+        return lanes
+
+    def _compiled_for(self, mode: str) -> _Shapes[ov.CompiledModel]:
+        return _Shapes(self._ir, lambda hw: _shaped(self._ir, hw, self.threads, mode, self._cache_dir))
 
     def queue(self) -> OpenVinoQueue:
         """The same networks once more, compiled for several requests in flight."""
@@ -121,7 +141,7 @@ class _Request:
     """A request of a compiled model, and the canvas that it reads."""
 
     def __init__(self, compiled: ov.CompiledModel) -> None:
-        self.compiled, self._request = compiled, compiled.create_infer_request()
+        self._request = compiled.create_infer_request()
         self._canvas: NDArray[np.uint8] | None = None
 
     def __call__(self, canvas: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -248,9 +268,7 @@ def execution_precisions(path: Path, *, hint: str | None = "f32", threads: int =
 def _compile(
     model: ov.Model, path: Path, hint: str | None, threads: int, mode: str, cache_dir: Path | None
 ) -> ov.CompiledModel:
-    # Threads that are tied to cores begin with the first one, in every process: several workers would share it.
-    options: dict[str, Any] = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": mode,
-                               "ENABLE_CPU_PINNING": threads >= affinity()}  # fmt: skip
+    options: dict[str, Any] = {**on_threads(threads), "PERFORMANCE_HINT": mode}
     if hint is not None:
         options["INFERENCE_PRECISION_HINT"] = hint
     if cache_dir is not None:
