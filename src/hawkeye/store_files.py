@@ -84,6 +84,16 @@ def filesystem(url: str) -> tuple[Any, str]:
     return fs, str(root)
 
 
+def names_in(fs: Any, folder: str) -> list[str]:
+    """Names in a folder of a filesystem of fsspec, sorted, as they are now; empty where there is no such folder."""
+    fs.invalidate_cache()  # another process may have written in the meantime
+    try:
+        found = fs.ls(folder, detail=False)
+    except FileNotFoundError:
+        return []
+    return sorted(str(name).rstrip("/").rpartition("/")[2] for name in found)
+
+
 class LocalFiles:
     """A plain folder."""
 
@@ -164,12 +174,7 @@ class RemoteFiles:
 
     def names(self, folder: str) -> list[str]:
         with self._errors("read"):
-            self.fs.invalidate_cache()  # another process may have released in the meantime
-            try:
-                found = self.fs.ls(f"{self.root}/{folder}", detail=False)
-            except FileNotFoundError:
-                return []
-        return sorted(str(name).rstrip("/").rpartition("/")[2] for name in found)
+            return names_in(self.fs, f"{self.root}/{folder}")
 
     def create(self, path: str, content: bytes) -> None:
         kind: Any = type(self.fs)

@@ -15,7 +15,7 @@ from typing import IO, Protocol, TypeVar
 
 from hawkeye.artifact import write_bytes
 from hawkeye.errors import DataError, StorageError, StoreError
-from hawkeye.store_files import filesystem, shown
+from hawkeye.store_files import filesystem, names_in, shown
 
 _TRIES, _PAUSE_S = 3, 1.0  # services answer "slow down" now and then
 _T = TypeVar("_T")
@@ -83,12 +83,7 @@ class _Remote:
 
     def names(self) -> list[str]:
         with _refusals(self._url, "read"):
-            self._fs.invalidate_cache()
-            try:
-                found = self._fs.ls(self._root, detail=False)
-            except FileNotFoundError:
-                return []
-        return sorted(str(name).rstrip("/").rpartition("/")[2] for name in found)
+            return names_in(self._fs, self._root)
 
     def open(self, name: str) -> IO[bytes]:
         with _refusals(self._url, "read"):
