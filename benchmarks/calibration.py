@@ -20,7 +20,6 @@ from typing import Any
 
 import nncf
 import numpy as np
-import openvino
 from nncf.quantization.range_estimator import RangeEstimatorParametersSet as Ranges
 
 from hawkeye.artifact import Artifact, write_json
@@ -34,6 +33,7 @@ from hawkeye.progress import progress
 from hawkeye.records import RuntimeName
 from hawkeye.report_text import markdown_table
 from hawkeye.runtime import open_file
+from hawkeye.runtime.core import core
 
 WAYS: dict[str, dict[str, Any]] = {
     "mean-minmax": {"activations_range_estimator_params": Ranges.MEAN_MINMAX},  # NNCF's default
@@ -107,7 +107,7 @@ def main() -> None:
         if not record.is_file():
             began = time.perf_counter()
             with progress(name, len(calibrated)) as task:
-                model = openvino.Core().read_model(source.path("openvino"))
+                model = core().read_model(source.path("openvino"))
                 parameters = replace(parameters_of(config, 8), **WAYS[way])
                 model = post_training(model, calibrated, config, args.imgsz, 8, task, parameters=parameters)
             seconds = time.perf_counter() - began

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-import openvino
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -29,6 +28,7 @@ from hawkeye.compress.int8_checks import distance
 from hawkeye.compress.quantizers import Quantization, load
 from hawkeye.data import list_images, sample
 from hawkeye.report_text import markdown_table
+from hawkeye.runtime.core import core
 
 Maps = dict[str, NDArray[np.int16]]  # integers of each quantized map by its node
 
@@ -69,11 +69,11 @@ class InOpenVino:
 
     def __init__(self, path: Path, quantization: Quantization, config: dict[str, Any]) -> None:
         self.quantization = quantization
-        model = openvino.Core().read_model(path)
+        model = core().read_model(path)
         quantizers = [node for node in model.get_ordered_ops() if node.get_type_name() == "FakeQuantize"]
         self.nodes = [node.input_value(0).get_node().get_friendly_name() for node in quantizers]
         model.add_outputs([node.output(0) for node in quantizers])
-        self.compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32", **config})
+        self.compiled = core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32", **config})
 
     def __call__(self, canvas: NDArray[np.float32]) -> tuple[Maps, NDArray[np.float32]]:
         found = self.compiled(canvas)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -15,6 +12,7 @@ for _package in ("ultralytics", "onnx", "onnxruntime", "openvino"):
 import onnx  # noqa: E402
 import yaml  # noqa: E402
 
+import tiny_detector  # noqa: E402
 from hawkeye.compress import export as ex  # noqa: E402
 from hawkeye.compress import yolo  # noqa: E402
 from hawkeye.compress.original import import_original  # noqa: E402
@@ -24,16 +22,12 @@ from hawkeye.errors import ExportError  # noqa: E402
 
 pytestmark = pytest.mark.compress
 NAMES = ("dot", "traffic light", "ring")
-DATA = Path(os.environ.get("HAWKEYE_DATA", Path(__file__).parents[2] / "shared" / "data"))
-YOLOV8N = DATA / "models" / "yolov8n.pt"
 
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory):
-    torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("original")
-    yolo.save_checkpoint(folder / "tiny.pt", yolo.build_detector(NAMES, width=0.125), names=NAMES, imgsz=96)
-    return import_original(folder / "tiny.pt", imgsz=96, out=folder / "out")
+    return import_original(tiny_detector.fresh(folder / "tiny.pt", NAMES, imgsz=96), imgsz=96, out=folder / "out")
 
 
 @pytest.fixture(scope="module")
@@ -137,9 +131,9 @@ def test_a_difference_within_the_tolerance_is_recorded():
 
 
 @pytest.mark.realdata
-@pytest.mark.skipif(not YOLOV8N.is_file(), reason="needs the real weights and pictures (HAWKEYE_DATA)")
-def test_real_yolov8n_exports_within_tolerance_on_real_pictures(tmp_path):
-    made = ex.export(YOLOV8N, ExportConfig(imgsz=320, images=DATA / "bccd" / "images" / "train"), out=tmp_path)
+def test_real_yolov8n_exports_within_tolerance_on_real_pictures(real_data, tmp_path):
+    config = ExportConfig(imgsz=320, images=real_data / "bccd" / "images" / "train")
+    made = ex.export(real_data / "models" / "yolov8n.pt", config, out=tmp_path)
     assert len(made.details["pictures"]) == 4
     for found in made.details["parity"].values():
         assert found["scores"] < 1e-3

@@ -108,16 +108,10 @@ def test_a_recipe_gets_size_and_bound(
 @pytest.mark.compress
 @pytest.mark.slow
 def test_a_small_detector_is_measured_and_read_back(search: Any, drawn: Path, tmp_path: Path) -> None:
-    import torch
+    import tiny_detector
 
-    from hawkeye.compress import yolo
-    from hawkeye.scenes import NAMES
-
-    torch.manual_seed(0)
-    model = tmp_path / "m.pt"
-    yolo.save_checkpoint(model, yolo.build_detector(NAMES, width=0.125, imgsz=64).eval(), names=NAMES)
     settings = SearchConfig(sizes=(64, 96), kept=(0.8,), samples=8, rounds=1)
-    recipe = Recipe(model=model, data=drawn, imgsz=96, search=settings)
+    recipe = Recipe(model=tiny_detector.fresh(tmp_path / "m.pt"), data=drawn, imgsz=96, search=settings)
     try:
         measured = search.measure(recipe, out=tmp_path / "search")
     except BoundsError as error:  # an untrained network may find nothing at all

@@ -10,22 +10,19 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("ultralytics")
 pytest.importorskip("torch_pruning")
 
+import tiny_detector  # noqa: E402
 from hawkeye import cli  # noqa: E402
 from hawkeye.compress import yolo  # noqa: E402
 from hawkeye.compress.inspect import inspect  # noqa: E402
 from hawkeye.compress.macs import params_and_macs  # noqa: E402
 from hawkeye.errors import CheckpointError, ConfigError  # noqa: E402
-from hawkeye.scenes import NAMES  # noqa: E402
 
 pytestmark = pytest.mark.compress
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("inspected") / "tiny.pt"
-    yolo.save_checkpoint(path, yolo.build_detector(NAMES, width=0.125, imgsz=64), names=NAMES)
-    return path
+    return tiny_detector.fresh(tmp_path_factory.mktemp("inspected") / "tiny.pt")
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ pytest.importorskip("ultralytics")
 pytest.importorskip("torch_pruning")
 pytest.importorskip("openvino")
 
+import tiny_detector  # noqa: E402
 from hawkeye.compress import latency, latency_table, yolo  # noqa: E402
 from hawkeye.compress.allocate import units_of  # noqa: E402
 from hawkeye.compress.groups import cut_, find_groups, split_c2f_  # noqa: E402
@@ -255,10 +256,7 @@ def small_profile(monkeypatch):
 
 @pytest.fixture(scope="module")
 def detector(tmp_path_factory):
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("detector") / "small.pt"
-    yolo.save_checkpoint(path, yolo.build_detector(NAMES, width=0.25, imgsz=64).eval(), names=NAMES)
-    return path
+    return tiny_detector.fresh(tmp_path_factory.mktemp("detector") / "small.pt", width=0.25)
 
 
 LIFTED = {"flops": 1.0, "params": 1.0, "samples": 8, "rounds": 2, "imgsz": 64}

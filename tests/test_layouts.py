@@ -66,6 +66,8 @@ def test_thresholds_are_in_the_graph(options: dict[str, Any], artifact: Artifact
 def test_a_repository_for_openvino_model_server(artifact: Artifact, tmp_path: Path) -> None:
     import openvino
 
+    from hawkeye.runtime.core import core
+
     version = layouts.write(artifact, "ovms", ServingConfig(), out=tmp_path / "served", name="door")
     assert version == tmp_path / "served/door/1"
     assert sorted(path.name for path in version.iterdir()) == ["model.bin", "model.xml"]
@@ -73,7 +75,7 @@ def test_a_repository_for_openvino_model_server(artifact: Artifact, tmp_path: Pa
     (entry,) = [item["config"] for item in head["model_config_list"]]
     assert (entry["name"], entry["base_path"]) == ("door", "door")
     assert (tmp_path / "served" / entry["base_path"] / "1/model.xml").is_file()
-    model = openvino.Core().read_model(version / "model.xml")
+    model = core().read_model(version / "model.xml")
     assert [port.get_any_name() for port in model.inputs] == ["image"]
     assert str(model.input().partial_shape) == "[1,?,?,3]"
     assert model.input().element_type == openvino.Type.u8

@@ -23,6 +23,7 @@ from hawkeye.compress.sensitivity import sensitivity  # noqa: E402
 from hawkeye.config import QuantizeConfig  # noqa: E402
 from hawkeye.data import training_images  # noqa: E402
 from hawkeye.errors import ModelError  # noqa: E402
+from hawkeye.runtime.core import core  # noqa: E402
 from hawkeye.scenes import NAMES  # noqa: E402
 from tiny_detector import settings  # noqa: E402
 
@@ -56,7 +57,7 @@ def openvino_fake_quantize(x, low, high, levels):
     low, high = (opset13.constant(np.asarray(value, np.float32)) for value in (low, high))
     node = opset13.fake_quantize(parameter, low, high, low, high, levels)
     # The reference implementation of the operator, not the CPU plug-in's fused one.
-    return openvino.Core().compile_model(openvino.Model([node], [parameter]), "CPU",
+    return core().compile_model(openvino.Model([node], [parameter]), "CPU",
                                          {"INFERENCE_PRECISION_HINT": "f32"})(x)[0]  # fmt: skip
 
 
@@ -162,10 +163,8 @@ def test_calibration_corrects_biases(tiny_exported, record, float_network):
     model = quantizers.read_ir(tiny_exported.path("openvino"))
     assert quantizers.fold_biases_(model) == len(record.convolutions)
     x = np.random.default_rng(0).random((1, 3, 64, 64), np.float32)
-    before = openvino.Core().compile_model(
-        str(tiny_exported.path("openvino")), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
-    )
-    after = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    before = core().compile_model(str(tiny_exported.path("openvino")), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    after = core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     np.testing.assert_array_equal(before(x)[0], after(x)[0])
     moved = [not np.allclose(conv.bias, float_network.get_submodule(conv.module).bias.numpy(), atol=1e-4)
              for conv in record.convolutions.values()]  # fmt: skip

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -15,8 +13,8 @@ for _package in ("ultralytics", "onnx", "onnxruntime", "openvino", "nncf"):
     pytest.importorskip(_package)
 
 import onnx  # noqa: E402
-import openvino  # noqa: E402
 
+import tiny_detector  # noqa: E402
 from hawkeye.cli import run  # noqa: E402
 from hawkeye.compress import int8_checks as checks  # noqa: E402
 from hawkeye.compress import quantize as qu  # noqa: E402
@@ -25,11 +23,10 @@ from hawkeye.compress.export import export, onnx_infer, openvino_infer  # noqa: 
 from hawkeye.compress.original import import_original  # noqa: E402
 from hawkeye.config import ExportConfig, QuantizeConfig  # noqa: E402
 from hawkeye.errors import ConfigError, DataError, ExportError, ModelError  # noqa: E402
+from hawkeye.runtime.core import core  # noqa: E402
 
 pytestmark = pytest.mark.compress
 NAMES = ("dot", "bar", "ring")
-DATA = Path(os.environ.get("HAWKEYE_DATA", Path(__file__).parents[2] / "shared" / "data"))
-YOLOV8N = DATA / "models" / "yolov8n.pt"
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +40,8 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("exported")
-    model = yolo.build_detector(NAMES, width=0.125)
-    yolo.save_checkpoint(folder / "tiny.pt", model, names=NAMES, imgsz=64)
-    return export(folder / "tiny.pt", ExportConfig(), out=folder / "out")
+    return export(tiny_detector.fresh(folder / "tiny.pt", NAMES), ExportConfig(), out=folder / "out")
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +57,7 @@ def test_all_convolutions_but_dfl_run_in_int8(int8):
 
 
 def test_decode_holds_softmax_dfl_and_sigmoid_but_no_silu(exported):
-    model = openvino.Core().read_model(exported.path("openvino"))
+    model = core().read_model(exported.path("openvino"))
     kinds = {node.get_friendly_name(): node.get_type_name() for node in model.get_ordered_ops()}
     decode = [kinds[name] for name in checks.decode_of_openvino(model)]
     assert [decode.count(kind) for kind in ("SoftMax", "Softmax", "Sigmoid", "Convolution")] in (
@@ -75,7 +69,7 @@ def test_decode_holds_softmax_dfl_and_sigmoid_but_no_silu(exported):
 
 
 def test_no_quantizer_in_either_decode(int8):
-    model = openvino.Core().read_model(int8.path("openvino"))
+    model = core().read_model(int8.path("openvino"))
     kinds = {node.get_friendly_name(): node.get_type_name() for node in model.get_ordered_ops()}
     assert "FakeQuantize" in kinds.values()
     assert "FakeQuantize" not in [kinds[name] for name in checks.decode_of_openvino(model)]
@@ -87,7 +81,7 @@ def test_no_quantizer_in_either_decode(int8):
 
 def test_checks_refuse_a_float_network(exported):
     with pytest.raises(ExportError, match="left in float"):
-        checks.check_openvino(openvino.Core().read_model(exported.path("openvino")))
+        checks.check_openvino(core().read_model(exported.path("openvino")))
     with pytest.raises(ExportError, match="left in float"):
         checks.check_onnx(onnx.load(exported.path("onnx")))
 
@@ -97,7 +91,7 @@ def test_a_quantized_decode_is_found(exported, pictures):
 
     from hawkeye.compress.export import INPUT, canvas_of
 
-    model = openvino.Core().read_model(exported.path("openvino"))
+    model = core().read_model(exported.path("openvino"))
     data = nncf.Dataset(sorted(pictures.iterdir()), lambda path: {INPUT: canvas_of(path, 64)[None]})
     with pytest.raises(ExportError, match="decode was quantized"):
         checks.check_openvino(nncf.quantize(model, data, preset=nncf.QuantizationPreset.MIXED, subset_size=12))
@@ -191,10 +185,9 @@ def test_distance_looks_only_where_something_is_seen():
 
 @pytest.mark.realdata
 @pytest.mark.slow
-@pytest.mark.skipif(not YOLOV8N.is_file(), reason="needs the real weights and pictures (HAWKEYE_DATA)")
-def test_real_yolov8n_in_int8_sees_what_float_sees(tmp_path):
-    images = DATA / "coco-sample" / "images" / "train2017"
-    made = export(YOLOV8N, ExportConfig(imgsz=320), out=tmp_path / "export")
+def test_real_yolov8n_in_int8_sees_what_float_sees(real_data, tmp_path):
+    images = real_data / "coco-sample" / "images" / "train2017"
+    made = export(real_data / "models" / "yolov8n.pt", ExportConfig(imgsz=320), out=tmp_path / "export")
     int8 = qu.quantize(made, QuantizeConfig(mode="ptq", images=images, samples=40), out=tmp_path / "int8")
     assert (int8.details["int8_convolutions"], int8.details["convolutions"]) == (63, 64)
     for pair in int8.details["agreement"].values():

@@ -272,8 +272,7 @@ def test_training_leaves_a_stock_checkpoint_that_is_kept(scenes, tmp_path):
 
 
 def test_training_gives_a_checkpoint_the_classes_of_the_data(scenes, tmp_path):
-    other = tmp_path / "other.pt"
-    yolo.save_checkpoint(other, yolo.build_detector(("a", "b"), width=0.125), names=("a", "b"), imgsz=64)
+    other = tiny_detector.fresh(tmp_path / "other.pt", ("a", "b"))
     path = train(other, data=scenes, imgsz=64, budget=0.5, out=tmp_path / "out")
     assert yolo.load_checkpoint(path).names == NAMES
 
@@ -331,19 +330,16 @@ recover(Artifact.load(Path({str(pruned.root)!r})), config, teacher=Artifact.load
 
 
 def test_another_network_teaches_scores_and_boxes(pruned, scenes, tmp_path):
-    torch.manual_seed(1)
-    yolo.save_checkpoint(tmp_path / "wide.pt", yolo.build_detector(NAMES, width=0.25, imgsz=64), names=NAMES, imgsz=64)
-    teacher = import_original(tmp_path / "wide.pt", imgsz=64, out=tmp_path / "teacher")
-    config = settings(data=scenes, teacher=tmp_path / "wide.pt", steps=6, checks=2)
+    wide = tiny_detector.fresh(tmp_path / "wide.pt", width=0.25, seed=1)
+    teacher = import_original(wide, imgsz=64, out=tmp_path / "teacher")
+    config = settings(data=scenes, teacher=wide, steps=6, checks=2)
     seen = []
     with watched(lambda part, judgement: seen.append((part, judgement))):
         made = recover(pruned, config, teacher=teacher, out=tmp_path / "out")
     assert made.details["held_out_after"] < made.details["held_out_before"]
     assert [part for part, _ in seen] == [0.5, 1.0]
     assert [judgement for _, judgement in seen] == [point["held_out"] for point in made.details["curve"][1:]]
-    yolo.save_checkpoint(tmp_path / "other.pt", yolo.build_detector(NAMES[:2], width=0.125, imgsz=64), names=NAMES[:2],
-                         imgsz=64)  # fmt: skip
-    other = import_original(tmp_path / "other.pt", imgsz=64, out=tmp_path / "other")
+    other = import_original(tiny_detector.fresh(tmp_path / "other.pt", NAMES[:2]), imgsz=64, out=tmp_path / "other")
     with pytest.raises(ModelError, match="does not fit"):
         recover(pruned, config, teacher=other, out=tmp_path / "refused")
 

@@ -16,9 +16,10 @@ torch = pytest.importorskip("torch")
 for _package in ("ultralytics", "onnx", "onnxruntime", "openvino", "nncf", "lightning_fabric", "torch_pruning"):
     pytest.importorskip(_package)
 
+import tiny_detector  # noqa: E402
 from hawkeye.artifact import Artifact, file_sha256  # noqa: E402
 from hawkeye.compress import yolo  # noqa: E402
-from hawkeye.scenes import NAMES, draw_dataset  # noqa: E402
+from hawkeye.scenes import draw_dataset  # noqa: E402
 
 pytestmark = [pytest.mark.compress, pytest.mark.slow]
 RECIPE = """
@@ -73,9 +74,7 @@ class Run:
 
 @pytest.fixture
 def root(tmp_path):
-    torch.manual_seed(0)
-    model = yolo.build_detector(NAMES, width=0.125, imgsz=64)
-    yolo.save_checkpoint(tmp_path / "tiny.pt", model, names=NAMES, imgsz=64)
+    tiny_detector.fresh(tmp_path / "tiny.pt")
     draw_dataset(tmp_path / "scenes", train=12, val=2, imgsz=96, seed=2)
     (tmp_path / "recipe.toml").write_text(RECIPE)
     return tmp_path

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import io
-import os
 import zipfile
 from pathlib import Path
 
@@ -23,8 +22,6 @@ from hawkeye.errors import CheckpointError, ConfigError, DataError  # noqa: E402
 
 pytestmark = pytest.mark.compress
 NAMES = ("dot", "bar", "ring")
-DATA = Path(os.environ.get("HAWKEYE_DATA", Path(__file__).parents[2] / "shared" / "data"))
-YOLOV8N = DATA / "models" / "yolov8n.pt"
 
 
 @pytest.fixture
@@ -243,9 +240,8 @@ def test_import_copies_counts_and_is_not_done_twice(checkpoint, tmp_path):
 
 
 @pytest.mark.realdata
-@pytest.mark.skipif(not YOLOV8N.is_file(), reason="needs the real weights (HAWKEYE_DATA)")
-def test_real_yolov8n_has_its_published_size():
-    loaded = yolo.load_checkpoint(YOLOV8N)
+def test_real_yolov8n_has_its_published_size(real_data):
+    loaded = yolo.load_checkpoint(real_data / "models" / "yolov8n.pt")
     params, macs = params_and_macs(loaded.model, 640)
     assert params == 3_157_200
     assert 2 * macs / 1e9 == pytest.approx(8.7, abs=0.1)

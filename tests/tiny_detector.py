@@ -1,4 +1,4 @@
-"""A tiny detector whose signals reach its outputs, bare and exported; and settings that train it in seconds."""
+"""A tiny detector whose signals reach its outputs, bare and exported; a fresh one; settings that train in seconds."""
 
 from __future__ import annotations
 
@@ -10,6 +10,13 @@ from hawkeye.compress.prune import load_batches
 from hawkeye.config import ExportConfig, QuantizeConfig
 from hawkeye.data import load_dataset
 from hawkeye.scenes import NAMES
+
+
+def fresh(path, names=NAMES, *, width=0.125, imgsz=64, seed=0):
+    """The checkpoint of a network that nobody has trained, the same each time."""
+    torch.manual_seed(seed)
+    yolo.save_checkpoint(path, yolo.build_detector(names, width=width, imgsz=imgsz), names=names)
+    return path
 
 
 def checkpoint(scenes, folder):
