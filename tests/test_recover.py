@@ -362,7 +362,7 @@ def test_the_teacher_goes_on_from_the_trunk_that_the_student_has_computed(origin
     for name in ("scores", "boxes"):
         torch.testing.assert_close(theirs[name], wanted[name])
         assert not torch.allclose(mine[name], wanted[name])
-    trunk.release_()
+    trunk.release_(student)
     assert same(before, student.state_dict())
 
 

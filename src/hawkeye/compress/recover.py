@@ -8,6 +8,7 @@ the teacher's own probabilities; going easy on background was found to cost accu
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from hawkeye import artifact, keys
 from hawkeye.artifact import Artifact
 from hawkeye.compress import yolo
 from hawkeye.compress.prune import load_batches
-from hawkeye.compress.training import Batch, Objective, Source, first_rank, fit_, mean_over_ranks, wait_for_all
+from hawkeye.compress.training import Batch, Look, Objective, Source, first_rank, fit_, mean_over_ranks, wait_for_all
 from hawkeye.compress.trunk import SharedTrunk, untouched
 from hawkeye.config import RecoverConfig
 from hawkeye.data import load_dataset, split_holdout, training_images
@@ -95,7 +96,8 @@ def distillation_loss(student: dict[str, Any], teacher: dict[str, Any], features
     return loss
 
 
-def recover(source: Artifact, config: RecoverConfig, *, teacher: Artifact, out: Path) -> Artifact:
+def recover(source: Artifact, config: RecoverConfig, *, teacher: Artifact, out: Path,
+            look: Look | None = None) -> Artifact:  # fmt: skip
     """Train a pruned detector back towards the original.
 
     Args:
@@ -104,6 +106,7 @@ def recover(source: Artifact, config: RecoverConfig, *, teacher: Artifact, out: 
         teacher: the original, or another detector of the same classes (`config.teacher`), which teaches scores and
             boxes alone.
         out: folder of the result; holds the training state while it runs.
+        look: for studies; is shown a stock network of the averaged weights with each new point of the curve.
 
     Returns:
         An artefact with the best weights on held-out training pictures; they are the source's own when nothing better
@@ -142,15 +145,15 @@ def recover(source: Artifact, config: RecoverConfig, *, teacher: Artifact, out: 
         f"judged on {min(64, len(judge_l) + len(judge_u))} held-out training pictures")  # fmt: skip
     judge = agreement(original, (judge_l + judge_u)[:64], imgsz, config.device)
     state = out / "training" / f"{key[:16]}.pt"
-    curve, best, start = fit_(model, lessons, objective, judge, config, state=state, title="recover")
+    curve, best, start = fit_(
+        model, lessons, objective, judge, config, state=state, title="recover",
+        look=None if look is None else lambda network, point: look(_stock_(copy.deepcopy(network), trunk), point),
+    )  # fmt: skip
     if not first_rank():
         wait_for_all()
         return Artifact.load(out)
     target = out / "recovered.pt"
-    if trunk is not None:
-        trunk.release_()
-    yolo.freeze_statistics_(model, False)
-    yolo.save_checkpoint(target, model.cpu(), names=names, imgsz=imgsz)
+    yolo.save_checkpoint(target, _stock_(model, trunk).cpu(), names=names, imgsz=imgsz)
     result = Artifact.create(
         out, {"pytorch": target}, started=started, name=source.name, stage="recover", spec=source.spec,
         params=source.params, macs=source.macs, parent_sha256=source.sha256, key=key,
@@ -335,6 +338,14 @@ def _shared_trunk(model: nn.Module, teacher: nn.Module, original: nn.Module, sou
         return None
     say(f"{length} of {len(model.model)} layers are as they were: they stay so, and are computed once for both")
     return SharedTrunk(model, original, length)
+
+
+def _stock_(model: nn.Module, trunk: SharedTrunk | None) -> nn.Module:
+    """A student made of stock blocks, all of them its own, again."""
+    if trunk is not None:
+        trunk.release_(model)
+    yolo.freeze_statistics_(model, False)
+    return model
 
 
 def _kept_features(source: Artifact, original: nn.Module, config: RecoverConfig) -> dict[str, Tensor]:

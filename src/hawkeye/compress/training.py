@@ -45,6 +45,8 @@ Batch = dict[str, Any]
 Objective = Callable[[nn.Module, Batch], Tensor]
 # Looks at a network that has diverged; what it returns changes a network that has been rolled back.
 Rescue = Callable[[nn.Module], Callable[[nn.Module], None]]
+# Sees a network that is not to be changed, and the point of the curve that it has just made.
+Look = Callable[[nn.Module, dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,7 @@ def fit_(
     title: str,
     exact: Collection[str] = (),
     rescue: Rescue | None = None,
+    look: Look | None = None,
 ) -> tuple[list[dict[str, Any]], float, float]:
     """Train `model` in place; it ends with the best averaged weights seen at any check.
 
@@ -111,6 +114,7 @@ def fit_(
         exact: names of the state that the averaged weights take over as it is.
         rescue: given, a lasting fall of the judgement below the start's counts as divergence as well
             (`_Loop.has_fallen`), and after each roll-back the network is changed by it.
+        look: for studies; is shown the averaged weights with each new point of the curve.
 
     Returns:
         The curve (one entry a check), the best and the starting judgement.
@@ -134,7 +138,7 @@ def fit_(
     loop.resume(state)
     if loop.start_score is None:
         loop.start_score = loop.best_score = float(fabric.broadcast(judge(loop.average)))
-        loop.record(loop.start_score, math.nan)
+        loop.record(loop.start_score, math.nan, look)
     data = torch.utils.data.DataLoader(
         _Keyed(source.dataset),
         batch_sampler=_Endless(lambda: _batches(len(source.dataset), config.batch, config.seed, loop.step,
@@ -153,7 +157,7 @@ def fit_(
             if not lost and (loop.progress() >= loop.next_check() or loop.progress() >= 1):
                 # One figure for all ranks, or one could go back alone and leave the others waiting.
                 score = float(fabric.broadcast(judge(loop.average)))
-                loop.record(score, loss)
+                loop.record(score, loss, look)
                 judged(min(1.0, loop.progress()), score)
                 lost = rescue is not None and loop.progress() < 1 and loop.has_fallen()
                 if lost:
@@ -322,9 +326,11 @@ class _Loop:
         if self.rescue is None or score <= self.start_score:  # a roll-back must not end below the start
             self.good = self._snapshot()
 
-    def record(self, score: float, loss: float) -> None:
+    def record(self, score: float, loss: float, look: Look | None) -> None:
         self.curve.append({"step": self.step, "seconds": round(self.elapsed, 1), "held_out": score, "lr": self.rate,
                            "loss": None if math.isnan(loss) else loss})  # fmt: skip
+        if look is not None:
+            look(self.average, self.curve[-1])
 
     def _snapshot(self) -> dict[str, Any]:
         return {"model": _copy(self.raw.state_dict()), "average": _copy(self.average.state_dict()),

@@ -41,7 +41,7 @@ class SharedTrunk:
     """
 
     def __init__(self, student: nn.Module, original: nn.Module, length: int) -> None:
-        self._student, self._original, self._length = student, original, length
+        self._original, self._length = original, length
         self._own = list(student.model[:length])
         for index in range(length):
             student.model[index] = original.model[index]
@@ -61,10 +61,10 @@ class SharedTrunk:
             outputs[index] = last = layer(inputs if isinstance(layer.f, list) else inputs[0])
         return last
 
-    def release_(self) -> None:
-        """The student has its own layers again."""
+    def release_(self, student: nn.Module) -> None:
+        """The student, or a copy of it, has its own layers again."""
         for index, layer in enumerate(self._own):
-            self._student.model[index] = layer
+            student.model[index] = layer
 
 
 def _sources(layer: nn.Module) -> list[int]:
