@@ -4,10 +4,8 @@
 
 Measures the table first where this machine has none yet (minutes). Each unit of coupled channels of each network gets
 a random width, a multiple of 8. All networks run in turns with the original; the least of `--runs` is compared with
-what the table predicts, since the table itself holds the least. The sum of each node's least, by OpenVINO's own
-clock, is compared too: where other work disturbs every whole run, single nodes still come through undisturbed. Run it
-on an idle machine all the same: networks are kept in `--out`, so `--build` makes them beforehand, and what is timed is
-short. Prints a Markdown table and then JSON.
+what the table predicts, since the table itself holds the least. Run it on an idle machine: networks are kept in
+`--out`, so `--build` makes them beforehand, and what is timed is short. Prints a Markdown table and then JSON.
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ from hawkeye.compress.allocate import units_of
 from hawkeye.compress.export import metadata, save_openvino
 from hawkeye.compress.groups import cut_, find_groups, merge_c2f_, split_c2f_
 from hawkeye.compress.latency import networks_of, profile
-from hawkeye.compress.layer_models import network_ms, networks_ms
+from hawkeye.compress.layer_models import networks_ms
 
 
 def pruned(model: Any, seed: int) -> tuple[Any, dict[str, int]]:
@@ -80,25 +78,18 @@ def main() -> None:
     if options.build:
         return
     measured = networks_ms(files, threads=threads, runs=options.runs)
-    nodes = [sum(node.ms for node in network_ms(file, threads=threads, runs=options.runs)) for file in files]
-    whole = known.wholes["int8"]
-    share = (whole.convolutions + whole.moving + whole.rest) / whole.total
     rows = [
         {"net": "original" if number == 0 else f"random {number - 1}", "predicted_ms": ms, "least_ms": min(runs),
-         "median_ms": statistics.median(runs), "predicted_nodes_ms": share * ms, "nodes_ms": by_node,
-         "error": ms / min(runs) - 1, "error_nodes": share * ms / by_node - 1}
-        for number, (ms, runs, by_node) in enumerate(zip(predicted, measured, nodes, strict=True))
+         "median_ms": statistics.median(runs), "error": ms / min(runs) - 1}
+        for number, (ms, runs) in enumerate(zip(predicted, measured, strict=True))
     ]  # fmt: skip
-    print("| net | predicted ms | least ms | median ms | error | nodes, predicted | nodes ms | error |\n|---"
-          + "|---:" * 7 + "|")  # fmt: skip
+    print("| net | predicted ms | least ms | median ms | error |\n|---" + "|---:" * 4 + "|")
     for row in rows:
         print(f"| {row['net']} | {row['predicted_ms']:.2f} | {row['least_ms']:.2f} | {row['median_ms']:.2f} "
-              f"| {row['error']:+.1%} | {row['predicted_nodes_ms']:.2f} | {row['nodes_ms']:.2f} "
-              f"| {row['error_nodes']:+.1%} |")  # fmt: skip
-    worst, worst_nodes = (max(abs(row[name]) for row in rows[1:]) for name in ("error", "error_nodes"))
-    print(f"\nlargest error {worst:.1%}, of the nodes {worst_nodes:.1%}; {known.measured} layers measured in "
-          f"{table_s:.0f} s\n")  # fmt: skip
-    print(json.dumps({"rows": rows, "worst": worst, "worst_nodes": worst_nodes, "measured": known.measured,
+              f"| {row['error']:+.1%} |")  # fmt: skip
+    worst = max(abs(row["error"]) for row in rows[1:])
+    print(f"\nlargest error {worst:.1%}; {known.measured} layers measured in {table_s:.0f} s\n")
+    print(json.dumps({"rows": rows, "worst": worst, "measured": known.measured,
                       "table_s": round(table_s, 1), "threads": threads, "imgsz": options.imgsz,
                       "environment": environment.describe()}))  # fmt: skip
 

@@ -41,6 +41,15 @@ def table():
     return made
 
 
+def profile_of(model, known, imgsz=64):
+    """Of a detector whose C2f are split: 10 ms in INT8, 6 at half of the widths."""
+    half = copy.deepcopy(model)
+    latency.halve_(half)
+    wholes = {"int8": latency.Whole(10.0, 6.0), "fp32": latency.Whole(25.0, 15.0)}
+    layers, less = latency.layers_of(model, imgsz), latency.layers_of(half, imgsz)
+    return latency.Profile(imgsz, layers, less, {"int8": known}, wholes, 0)
+
+
 # --- keys -------------------------------------------------------------------------------------------------------------
 
 
@@ -55,9 +64,12 @@ def test_every_layer_of_every_pruning_has_a_price(scale, precision):
     assert sorted(part for layer in layers for part in layer.parts) == sorted(n for n in convolutions if "dfl" not in n)
     known = Table(precision, 2, None)
     known.put({shape: stairs(shape) for shape in latency.wanted(layers, precision)})
-    whole = latency.Whole(total=10.0, convolutions=7.0, moving=2.0, rest=1.0)
-    clock = latency.Latency(model, groups, 64, known, whole, layers)
+    profile = profile_of(model, known)
+    clock = profile.of(model, groups)
     assert clock.ms({}) == pytest.approx(10.0)
+    half = copy.deepcopy(model)
+    latency.halve_(half)
+    assert profile.of(half, find_groups(half)).ms({}) == pytest.approx(6.0)
     for seed in range(3):
         draw = random.Random(seed)
         widths = {}
@@ -73,12 +85,12 @@ def test_a_cut_network_costs_what_its_widths_were_said_to_cost():
     groups, layers = find_groups(model), latency.layers_of(model, 64)
     known = Table("int8", 2, None)
     known.put({shape: stairs(shape) for shape in latency.wanted(layers, "int8")})
-    whole = latency.Whole(total=10.0, convolutions=7.0, moving=2.0, rest=1.0)
+    profile = profile_of(model, known)
     widths = {group.name: max(8, group.width // 2) for unit in units_of(groups) for group in unit}
     small = copy.deepcopy(model)
     cut_(small, {name: list(range(width)) for name, width in widths.items()}, find_groups(small))
-    told = latency.Latency(model, groups, 64, known, whole, layers).ms(widths)
-    assert latency.Latency(small, find_groups(small), 64, known, whole, layers).ms({}) == pytest.approx(told)
+    told = profile.of(model, groups).ms(widths)
+    assert profile.of(small, find_groups(small)).ms({}) == pytest.approx(told)
 
 
 def test_measured_widths_are_multiples_of_8_where_a_block_matters_and_hold_the_whole_width():
@@ -195,8 +207,7 @@ def test_a_profile_tells_which_widths_do_not_pay():
     layers = latency.layers_of(model, 64)
     known = Table("int8", 2, None)
     known.put({shape: price(shape) for shape in latency.wanted(layers, "int8")})
-    wholes = {"int8": latency.Whole(10.0, 7.0, 2.0, 1.0), "fp32": latency.Whole(25.0, 20.0, 4.0, 1.0)}
-    told = latency.summary(latency.Profile(64, layers, {"int8": known}, wholes, 5))
+    told = latency.summary(profile_of(model, known))
     rows = {row["layer"]: row for row in told["layers"]}
     assert 24 in rows["model.3.conv"]["poor_widths"] and 32 not in rows["model.3.conv"]["poor_widths"]
     assert rows["model.22.cv2.0.2"]["poor_widths"] == []  # its outputs stay
@@ -209,7 +220,7 @@ def test_a_small_network_is_profiled_as_a_whole():
     made = latency.profile(model, 64, threads=1, precisions=("int8",), runs=2)
     assert made.measured == len(made.tables["int8"]) == len(latency.wanted(made.layers, "int8"))
     whole = made.wholes["int8"]
-    assert min(whole.total, whole.convolutions, whole.moving, whole.rest) > 0
+    assert min(whole.total, whole.half) > 0
     split = copy.deepcopy(model)
     split_c2f_(split)
     clock = made.of(split, find_groups(split))
@@ -247,8 +258,7 @@ def small_profile(monkeypatch):
         layers = latency.layers_of(split, imgsz)
         known = Table("int8", 2, None)
         known.put({shape: stairs(shape) for shape in latency.wanted(layers, "int8")})
-        wholes = {"int8": latency.Whole(10.0, 7.0, 2.0, 1.0), "fp32": latency.Whole(25.0, 20.0, 4.0, 1.0)}
-        return latency.Profile(imgsz, layers, {"int8": known}, wholes, 0)
+        return profile_of(split, known, imgsz)
 
     monkeypatch.setattr(prune, "profile", profile)
     return prune.prune

@@ -1,8 +1,8 @@
-"""The latency of a whole detector as a function of its widths: the table's layers, and all that is not a convolution.
+"""The latency of a whole detector as a function of its widths: the table's layers, tied to two whole networks.
 
-The network at hand is measured once as a whole, node by node, in INT8 and in FP32. Its decode and its input stay as
-they are; what moves maps around (concatenation, split, shortcut, upsampling, pooling) goes with the channels that are
-moved; convolutions go with the table, times how much longer they take inside the network than alone.
+A sum of layers is not a network: alone, a layer finds its input in the cache; in the network there are also maps to be
+moved, decoding, and some microseconds around each node. So the network at hand is measured as a whole, at full width
+and with half of every width, and what lies between goes with the sum of the table's layers.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from torch import nn
 from hawkeye import environment
 from hawkeye.artifact import digest, write_json
 from hawkeye.compress import latency_table, yolo
-from hawkeye.compress.allocate import Cost
-from hawkeye.compress.groups import Group, SplitC2f, split_c2f_
+from hawkeye.compress.allocate import Cost, units_of
+from hawkeye.compress.groups import Group, SplitC2f, cut_, find_groups, merge_c2f_, split_c2f_
 from hawkeye.compress.latency_table import Table
-from hawkeye.compress.layer_models import Node, Precision, Shape, network_ms, networks_ms, version
+from hawkeye.compress.layer_models import Precision, Shape, networks_ms, version
 from hawkeye.config import QuantizeConfig
 from hawkeye.progress import progress, say
 
@@ -45,19 +45,15 @@ class Layer:
 
 @dataclass(frozen=True)
 class Whole:
-    """Milliseconds of the network at full width.
+    """Milliseconds of one run of the network.
 
     Attributes:
-        total: of one run.
-        convolutions: of the nodes that the table has an entry for.
-        moving: nodes whose cost goes with the number of channels.
-        rest: decode, input.
+        total: at full width.
+        half: with half of every width.
     """
 
     total: float
-    convolutions: float
-    moving: float
-    rest: float
+    half: float
 
 
 class Latency:
@@ -69,33 +65,28 @@ class Latency:
         imgsz: side of the input in pixels.
         table: layer costs.
         whole: the network that `model` is or was pruned from, measured as a whole.
-        layers: that network's layers.
+        ends: what the table's layers of that network sum up to, at full width and with half of every width.
     """
 
     def __init__(self, model: nn.Module, groups: Iterable[Group], imgsz: int, table: Table, whole: Whole,
-                 layers: list[Layer]) -> None:  # fmt: skip
-        self._cost, self._table, self._whole = Cost(model, groups, imgsz), table, whole
+                 ends: tuple[float, float]) -> None:  # fmt: skip
+        self._cost, self._table, self._total = Cost(model, groups, imgsz), table, whole.total
         self._layers = layers_of(model, imgsz)
-        full = [layer.shape for layer in layers]
-        self._factor = whole.convolutions / sum(map(table.ms, full))
-        self._volume = sum(map(_volume, full))
-        self._known: dict[tuple[int, int, int], tuple[float, int]] = {}  # a search asks for the same ones
+        self._full = ends[0]
+        # A machine at work with other things may find the half no quicker; less width never costs time.
+        self._slope = max(0.0, whole.total - whole.half) / (ends[0] - ends[1])
+        self._known: dict[tuple[int, int, int], float] = {}  # a search asks for the same ones
 
     def ms(self, widths: dict[str, int]) -> float:
         """Predicted milliseconds with these group widths; groups that are left out keep theirs."""
         inputs, outputs = self._cost.channels(widths)
-        convolutions, volume = 0.0, 0
+        convolutions = 0.0
         for number, layer in enumerate(self._layers):
             key = (number, inputs[layer.parts[0]], sum([outputs[part] for part in layer.parts]))
             if key not in self._known:
-                shape = layer.shape._replace(cin=key[1], cout=key[2])
-                self._known[key] = self._table.ms(shape), _volume(shape)
-            ms, values = self._known[key]
-            convolutions += ms
-            volume += values
-        whole = self._whole
-        nodes = self._factor * convolutions + whole.moving * volume / self._volume + whole.rest
-        return whole.total * nodes / (whole.convolutions + whole.moving + whole.rest)
+                self._known[key] = self._table.ms(layer.shape._replace(cin=key[1], cout=key[2]))
+            convolutions += self._known[key]
+        return self._total + self._slope * (convolutions - self._full)
 
 
 @dataclass(frozen=True)
@@ -105,19 +96,23 @@ class Profile:
     Attributes:
         imgsz: side of the input in pixels.
         layers: of the detector at full width.
+        half: the same with half of every width.
         tables, wholes: by precision.
         measured: layers that were measured for it now.
     """
 
     imgsz: int
     layers: list[Layer]
+    half: list[Layer]
     tables: dict[Precision, Table]
     wholes: dict[Precision, Whole]
     measured: int
 
     def of(self, model: nn.Module, groups: Iterable[Group], precision: Precision = "int8") -> Latency:
         """The latency of this detector, or of what was pruned from it."""
-        return Latency(model, groups, self.imgsz, self.tables[precision], self.wholes[precision], self.layers)
+        table = self.tables[precision]
+        full, half = (sum(table.ms(layer.shape) for layer in layers) for layers in (self.layers, self.half))
+        return Latency(model, groups, self.imgsz, table, self.wholes[precision], (full, half))
 
     @property
     def sha256(self) -> str:
@@ -140,14 +135,26 @@ def profile(model: nn.Module, imgsz: int, *, threads: int = 0, precisions: tuple
     split = copy.deepcopy(model)
     split_c2f_(split)
     layers = layers_of(split, imgsz)
+    halve_(split)
+    half = layers_of(split, imgsz)
     tables: dict[Precision, Table] = {}
     count = 0
     for precision in precisions:
         tables[precision] = latency_table.open_table(precision, threads)
         shapes = wanted(layers, precision)
         count += latency_table.measure_(tables[precision], shapes, runs=runs)
+    merge_c2f_(split)
     any_threads = next(iter(tables.values())).threads
-    return Profile(imgsz, layers, tables, _wholes(model, layers, imgsz, any_threads), count)
+    return Profile(imgsz, layers, half, tables, _wholes(model, split, layers, imgsz, any_threads), count)
+
+
+def halve_(model: nn.Module) -> None:
+    """Cut a detector whose C2f are split to half of every width that is free, in multiples of 8."""
+    groups = find_groups(model)
+    widths = {
+        group.name: min(group.width, max(8, group.width // 16 * 8)) for unit in units_of(groups) for group in unit
+    }
+    cut_(model, {name: range(width) for name, width in widths.items()}, groups)
 
 
 def wanted(layers: list[Layer], precision: Precision) -> list[Shape]:
@@ -183,28 +190,22 @@ def layers_of(model: nn.Module, imgsz: int) -> list[Layer]:
     return found
 
 
-def _volume(shape: Shape) -> int:
-    """Values that a layer reads, which is what had to be moved there."""
-    return shape.cin * shape.h * shape.w * shape.stride**2
-
-
-def _wholes(model: nn.Module, layers: list[Layer], imgsz: int, threads: int) -> dict[Precision, Whole]:
+def _wholes(model: nn.Module, half: nn.Module, layers: list[Layer], imgsz: int, threads: int) -> dict[Precision, Whole]:
     """The whole network in each precision; kept beside the tables, by its layers."""
     folder = environment.cache_dir("layers")
     key = digest([layer.shape for layer in layers], imgsz, threads, version())
-    path = folder / f"whole-{key[:16]}.json" if folder else None
+    path = folder / f"wholes-{key[:16]}.json" if folder else None
     if path is not None and path.is_file():
         try:
             known = json.loads(path.read_text())
-            return {"int8": Whole(**known["int8"]), "fp32": Whole(**known["fp32"])}
+            return {precision: Whole(**known[precision]) for precision in ("int8", "fp32")}
         except (OSError, ValueError, KeyError, TypeError):
             pass  # damaged: measured again
     say("measuring the whole network in INT8 and FP32")
     with tempfile.TemporaryDirectory(prefix="hawkeye-profile-") as place:
-        networks = networks_of(model, imgsz, Path(place))
-        totals = [min(runs) for runs in networks_ms(list(networks.values()), threads=threads, runs=_RUNS)]
-        found = {precision: _whole(total, network_ms(network, threads=threads, runs=_RUNS), len(model.model) - 1)
-                 for (precision, network), total in zip(networks.items(), totals, strict=True)}  # fmt: skip
+        full, less = networks_of(model, imgsz, Path(place)), networks_of(half, imgsz, Path(place))
+        least = [min(runs) for runs in networks_ms([*full.values(), *less.values()], threads=threads, runs=_RUNS)]
+        found = {name: Whole(*pair) for name, *pair in zip(full, least[: len(full)], least[len(full) :], strict=True)}
     if path is not None:
         write_json(path, {precision: vars(whole) for precision, whole in found.items()})
     return found
@@ -225,19 +226,6 @@ def networks_of(model: nn.Module, imgsz: int, folder: Path) -> dict[Precision, A
     with progress("INT8 for timing", _NOISE) as task:
         int8 = post_training(read_swish(path), pictures, QuantizeConfig(), imgsz, 8, task)
     return {"fp32": read_swish(path), "int8": int8}
-
-
-def _whole(total: float, nodes: list[Node], head: int) -> Whole:
-    sums = {"convolutions": 0.0, "moving": 0.0, "rest": 0.0}
-    trunk = tuple(f"/model.{number}/" for number in range(head))
-    for node in nodes:
-        if node.kind == "Convolution" and "/dfl/" not in node.name:
-            sums["convolutions"] += node.ms
-        elif node.name.startswith(trunk):
-            sums["moving"] += node.ms
-        else:
-            sums["rest"] += node.ms
-    return Whole(total, **sums)
 
 
 def summary(made: Profile) -> dict[str, Any]:
