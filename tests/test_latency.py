@@ -54,29 +54,29 @@ def profile_of(model, known, imgsz=64):
 
 
 @pytest.mark.parametrize("scale", ["n", "s", "m"])
-@pytest.mark.parametrize("precision", ["int8", "fp32"])
-def test_every_layer_of_every_pruning_has_a_price(scale, precision):
+def test_every_layer_of_every_pruning_has_a_price(scale):
     """Networks built from YAML, cut to random widths: no shape is without a price, and cutting never costs more."""
     model = yolo.build_detector([f"class {i}" for i in range(80)], scale=scale, imgsz=64).eval().requires_grad_(False)
     split_c2f_(model)
-    groups, layers = find_groups(model), latency.layers_of(model, 64)
-    convolutions = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Conv2d)]
-    assert sorted(part for layer in layers for part in layer.parts) == sorted(n for n in convolutions if "dfl" not in n)
-    known = Table(precision, 2, None)
-    known.put({shape: stairs(shape) for shape in latency.wanted(layers, precision)})
-    profile = profile_of(model, known)
-    clock = profile.of(model, groups)
-    assert clock.ms({}) == pytest.approx(10.0)
     half = copy.deepcopy(model)
     latency.halve_(half)
-    assert profile.of(half, find_groups(half)).ms({}) == pytest.approx(6.0)
-    for seed in range(3):
-        draw = random.Random(seed)
-        widths = {}
-        for unit in units_of(groups):
-            width = max(8, round(unit[0].width * draw.uniform(0.1, 1) / 8) * 8)
-            widths |= {group.name: min(width, group.width) for group in unit}
-        assert 1.0 < clock.ms(widths) < 10.0
+    groups, groups_of_half, layers = find_groups(model), find_groups(half), latency.layers_of(model, 64)
+    convolutions = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Conv2d)]
+    assert sorted(part for layer in layers for part in layer.parts) == sorted(n for n in convolutions if "dfl" not in n)
+    for precision in ("int8", "fp32"):
+        known = Table(precision, 2, None)
+        known.put({shape: stairs(shape) for shape in latency.wanted(layers, precision)})
+        profile = profile_of(model, known)
+        clock = profile.of(model, groups)
+        assert clock.ms({}) == pytest.approx(10.0)
+        assert profile.of(half, groups_of_half).ms({}) == pytest.approx(6.0)
+        for seed in range(3):
+            draw = random.Random(seed)
+            widths = {}
+            for unit in units_of(groups):
+                width = max(8, round(unit[0].width * draw.uniform(0.1, 1) / 8) * 8)
+                widths |= {group.name: min(width, group.width) for group in unit}
+            assert 1.0 < clock.ms(widths) < 10.0
 
 
 def test_a_cut_network_costs_what_its_widths_were_said_to_cost():
@@ -282,8 +282,9 @@ def test_latency_alone_is_a_bound_that_pruning_keeps(small_profile, detector, dr
     told = made.details["latency"]
     assert 0.85 * kept < told["kept"] <= kept
     assert (told["of"], told["original_ms"]) == (of, 10.0 if of == "int8" else 25.0)
-    again = small_profile(detector, config, out=tmp_path / "again")
-    assert again.details["groups"] == made.details["groups"]
+    if method == "l1":  # the same each time, as obs is (test_prune.py), whose damage takes long to measure
+        again = small_profile(detector, config, out=tmp_path / "again")
+        assert again.details["groups"] == made.details["groups"]
 
 
 @pytest.mark.parametrize(
