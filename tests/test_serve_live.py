@@ -116,7 +116,8 @@ def test_sigterm_with_viewers_connected_ends_within_five_seconds_with_all_counts
 
 def web_socket(port: int, path: str) -> Any:
     client = pytest.importorskip("websockets.sync.client")
-    socket_ = client.connect(f"ws://127.0.0.1:{port}{path}", proxy=None)
+    # Nobody reads on after the first message, so the end would not be seen until ten seconds are over.
+    socket_ = client.connect(f"ws://127.0.0.1:{port}{path}", proxy=None, close_timeout=0.1)
     assert json.loads(socket_.recv(10))["source"] == "cam"
     return socket_
 
