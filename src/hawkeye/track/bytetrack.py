@@ -257,7 +257,7 @@ def assign(likeness: NDArray[Any], least: float) -> tuple[NDArray[np.int64], NDA
     if len(left_rows):
         left_columns = np.flatnonzero(possible.any(0) & ~alone.any(0))
         cost = 1.0 - likeness[np.ix_(left_rows, left_columns)].astype(np.float64)
-        of_row, _ = lap.lapjv(cost, cost_limit=1.0 - least, return_cost=False)
+        of_row, _ = lap.lapjv(cost, extend_cost=True, cost_limit=1.0 - least, return_cost=False)
         paired = np.flatnonzero(of_row >= 0)
         rows = np.concatenate([rows, left_rows[paired]])
         columns = np.concatenate([columns, left_columns[of_row[paired]]])
