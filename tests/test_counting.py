@@ -139,6 +139,43 @@ def test_the_class_is_what_most_detections_were() -> None:
     assert event == CountEvent(1.0, "gate", "in", "car", 1)
 
 
+@pytest.mark.parametrize(
+    ("why", "classes", "expected"),
+    [
+        ("clear before the line", "pccc|cc", [("in", 0.4)]),
+        ("clear soon after it: counted when it crossed", "ppp|cccc", [("in", 0.3)]),
+        ("clear too late", "ppp|" + "p" * 20 + "c" * 30, []),
+        ("never clear", "pcp|cp", []),
+        ("counted already", "ccc|pppp", [("in", 0.3)]),
+        ("over it and back before it is clear", "pp|p/cccccc", [("in", 0.2), ("out", 0.3)]),
+    ],
+)
+def test_a_line_for_some_classes_waits_for_the_class(why: str, classes: str, expected: list[tuple[str, float]]) -> None:
+    """A letter to each frame: person or car; "|" is the line on the way in, "/" on the way out."""
+    counter = Counter([Line("cars", GATE.start, GATE.end, classes=("car",)), GATE], NAMES, size=SIZE)
+    x, time, events = 400.0, 0.0, []
+    for letter in classes:
+        if letter in "|/":
+            x = 240.0 if letter == "|" else 400.0
+            continue
+        events += counter.update(frame((1, x, 200), class_id="pc".index(letter)), time)
+        time = round(time + 0.1, 1)
+    assert [(e.kind, e.time_s) for e in events if e.rule == "cars"] == expected, why
+    assert {e.class_name for e in events if e.rule == "cars"} <= {"car"}
+    gate = counter.totals()["gate"]
+    assert (gate["in"], gate["out"]) == (1, int("/" in classes)), "for all classes nothing waits"
+
+
+def test_a_crossing_that_waits_outlives_a_change_of_the_other_rules() -> None:
+    cars = Line("cars", GATE.start, GATE.end, classes=("car",))
+    counter = Counter([GATE, cars], NAMES, size=SIZE)
+    for i, x in enumerate((400, 240)):
+        counter.update(frame((1, x, 200)), i / 10)
+    counter.change([cars, YARD])
+    events = [e for i in range(2, 6) for e in counter.update(frame((1, 240, 200), class_id=1), i / 10)]
+    assert [(e.rule, e.kind, e.class_name, e.time_s) for e in events] == [("cars", "in", "car", 0.1)]
+
+
 def test_only_the_classes_of_the_rule() -> None:
     cars = Line("cars", GATE.start, GATE.end, classes=("car",))
     counter = Counter([cars, GATE, Zone("park", YARD.points, classes=("car",))], NAMES, size=SIZE)

@@ -10,7 +10,9 @@ What counts, exactly:
   goes in again is one "in" and one "out". What leaves the picture and comes back after the tracker forgot it is new.
 - **A zone** is entered or left when the anchor is clearly inside or outside by the same measure. A track that is first
   seen inside has entered; one that vanishes inside has left when it was last seen. So entries = exits + occupancy.
-- **The class** of a track is what most of its detections were so far; a stay in a zone keeps the class of its entry.
+- **The class** of a track is what most of its detections were so far; a stay in a zone keeps the class of its entry. A
+  rule for some classes counts a track that becomes one of them: in a zone while it is inside, over a line within 2 s of
+  its crossing, with the time of that. What has been counted stays.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ Kind = Literal["in", "out", "enter", "exit", "dwell"]
 
 _MAX_MARGIN = 0.01  # of the picture's diagonal, so that large boxes near the border count too
 LOST_S = 2.0  # longer than a tracker keeps a track out of sight
+_SETTLE_S = 2.0  # seen from above and close, a car may be a cell phone at first; later it may be somebody else's number
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +40,8 @@ class CountEvent:
     """One thing that was counted.
 
     Attributes:
-        time_s: when, in the time of the frames. The exit of a track that vanished carries the time it was last seen.
+        time_s: when, in the time of the frames. The exit of a track that vanished carries the time it was last seen, a
+            crossing whose class was not clear at once that of the crossing.
         rule: name of the line or zone.
         kind: "in" and "out" of a line; "enter" and "exit" of a zone; "dwell" when a stay reaches the zone's `dwell_s`.
         class_name: the track's class, see the top of this module.
@@ -68,6 +72,7 @@ class _Track:
     through: list[bool]  # per line: the last change of sign lay between the line's ends
     stays: list[_Stay | None]  # per zone
     counted: set[tuple[int, int]] = field(default_factory=set)  # line, direction
+    waiting: dict[tuple[int, int], float] = field(default_factory=dict)  # the same: crossed then, in a class not wanted
     votes: dict[int, int] = field(default_factory=dict)
     class_id: int = -1
 
@@ -156,6 +161,8 @@ class Counter:
             track.stays = [None if old is None else track.stays[old] for old in zones]
             track.counted = {(new, side) for new, old in enumerate(lines) for side in (-1, 1)
                              if (old, side) in track.counted}  # fmt: skip
+            track.waiting = {(new, side): track.waiting[old, side] for new, old in enumerate(lines) for side in (-1, 1)
+                             if old is not None and (old, side) in track.waiting}  # fmt: skip
         self._line_totals = [
             fresh._line_totals[new] if old is None else self._line_totals[old] for new, old in enumerate(lines)
         ]
@@ -300,18 +307,30 @@ class Counter:
                 met = (before[1] + share * (x - before[1]), before[2] + share * (y - before[2]))
                 track.through[number] = line.holds(met)
             was = track.sides[number]
-            if side in (0, was):
+            if side not in (0, was):
+                track.sides[number] = side
+                again = not line.rule.repeat and (number, side) in track.counted
+                if was != 0 and track.through[number] and not again:
+                    track.waiting[number, side] = now
+            if track.waiting:
+                events += self._settle(number, line, track_id, track, now)
+        return events
+
+    def _settle(self, number: int, line: LineShape, track_id: int, track: _Track, now: float) -> list[CountEvent]:
+        """Count the crossings of a line that wait, where the track is of a class that counts by now."""
+        events = []
+        for (waits, side), crossed_s in list(track.waiting.items()):
+            if waits != number:
                 continue
-            track.sides[number] = side
-            if was == 0 or not track.through[number] or track.class_id not in self._wanted[line.rule.name]:
-                continue
-            if not line.rule.repeat and (number, side) in track.counted:
-                continue
-            track.counted.add((number, side))
-            totals = self._line_totals[number][0 if side > 0 else 1]
-            totals[track.class_id] = totals.get(track.class_id, 0) + 1
-            kind: Kind = "in" if side > 0 else "out"
-            events.append(CountEvent(now, line.rule.name, kind, self.names[track.class_id], track_id))
+            wanted, late = track.class_id in self._wanted[line.rule.name], now - crossed_s > _SETTLE_S
+            if wanted or late:
+                del track.waiting[number, side]
+            if wanted and not late:
+                track.counted.add((number, side))
+                totals = self._line_totals[number][0 if side > 0 else 1]
+                totals[track.class_id] = totals.get(track.class_id, 0) + 1
+                kind: Kind = "in" if side > 0 else "out"
+                events.append(CountEvent(crossed_s, line.rule.name, kind, self.names[track.class_id], track_id))
         return events
 
     def _visit(
