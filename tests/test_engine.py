@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,10 +13,15 @@ import pytest
 import tiny_ir
 from hawkeye.detections import Detections
 from hawkeye.errors import ConfigError
+from hawkeye.live import LiveSession
 from hawkeye.runtime.choice import choose, open_engine
 from hawkeye.runtime.detector import Detector
-from hawkeye.runtime.engine import Engine, EngineError, Job, Report, SyncBackend
-from live_fakes import FakeNetwork, capture_threads, engine, picture, until
+from hawkeye.runtime.engine import AsyncBackend, Backend, Engine, EngineError, Job, Report, SyncBackend
+from hawkeye.runtime.openvino import OpenVinoQueue
+from hawkeye.runtime.resolution import Fixed
+from hawkeye.runtime.source import find_sources, open_source
+from hawkeye.runtime.stream import Stream
+from live_fakes import FakeNetwork, capture_threads, engine, picture, until, write_video
 
 
 class FakeBackend:
@@ -279,3 +285,64 @@ def test_a_queue_waits_for_a_free_request(tmp_path):
         requests.start(fill, lambda raw: seen.append(float(raw[4:].max())))
     requests.close()
     np.testing.assert_allclose(sorted(seen), np.arange(0, 250, 5) / 255, atol=1e-4)
+
+
+class Hanging:
+    """A real runtime, or a real queue of requests, whose fourth frame does not come back until it is told."""
+
+    def __init__(self, real: Any, stuck: threading.Event, calls: list[int]) -> None:
+        self._real, self._stuck, self._calls = real, stuck, calls
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    def _hang(self) -> None:
+        self._calls.append(threading.get_ident())
+        if len(self._calls) == 4:
+            assert self._stuck.wait(30)
+
+    def infer(self, canvas: np.ndarray) -> np.ndarray:
+        self._hang()
+        return self._real.infer(canvas)
+
+    def start(self, fill: Any, done: Callable[[np.ndarray], None], canvas_hw: tuple[int, int] | None = None) -> None:
+        def hang_and_finish(raw: np.ndarray) -> None:  # in a thread of OpenVINO's: the request stays busy
+            self._hang()
+            done(raw)
+
+        self._real.start(fill, hang_and_finish, canvas_hw)
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_openvino_hangs_in_the_middle_of_a_video(tmp_path, kind):
+    """A whole session on real networks: no frame is lost or out of order, and the thread that hung ends when it can."""
+    before = set(capture_threads())
+    folder, stuck, calls, made = tiny_ir.stock_folder(tmp_path), threading.Event(), [], []
+    video = write_video(tmp_path / "v.mp4", frames=20)
+
+    def make() -> Backend:
+        made.append(detector := Detector(folder, conf=0.2, threads=1))
+        if kind == "sync":
+            detector.runtime = Hanging(detector.runtime, stuck, calls)
+            return SyncBackend(lambda _: Fixed(detector), detector.prepare)
+        requests = detector.runtime.queue()  # type: ignore[attr-defined]
+        assert isinstance(requests, OpenVinoQueue)
+        return AsyncBackend(Hanging(requests, stuck, calls), conf=0.2, iou=0.7)
+
+    runner = Engine(make, timeout_s=0.5)
+    session = LiveSession(runner, tiny_ir.NAMES)
+    notices = session.subscribe(100)
+    session.add(Stream(find_sources([str(video)])[0]))
+    session.run()
+    (status,) = session.status()
+    assert (status.state, status.done, status.lost, runner.restarts, len(made)) == ("ended", 20, 0, 1, 2)
+    frames = [notice for notice in notices.queue if notice.kind == "frame"]
+    times = [notice.time_s for notice in frames]
+    assert times == sorted(set(times)) and len(times) == 20
+    plain = Detector(folder, conf=0.2, threads=1)
+    shown = [shot.image for shot in iter(open_source(find_sources([str(video)])[0]).read, None)]
+    for notice, image in zip(frames, shown, strict=True):
+        assert notice.found.xyxy.tolist() == plain(image).xyxy.tolist()
+    assert any(len(notice.found) for notice in frames)
+    stuck.set()
+    until(lambda: set(capture_threads()) <= before)
