@@ -28,8 +28,9 @@ from test_prune import check_fractions, check_widths  # noqa: E402
 pytestmark = [pytest.mark.compress, pytest.mark.realdata, pytest.mark.slow]
 GOLDEN = Path(__file__).parent / "reference" / "pruned.json"
 SETTINGS = {"flops": 0.7, "params": 0.7, "samples": 32, "rounds": 2, "imgsz": 320}
-# Another CPU, number of threads or version adds up in another order, which chooses another channel here and there.
-TOLERANCE = {"map50": 0.02, "flops_kept": 0.01, "params_kept": 0.01}
+# Two threads instead of one, and PyTorch without oneDNN, choose the same channels (0.34992 each); another version may choose
+# another here and there.
+TOLERANCE = {"map50": 0.01, "flops_kept": 0.005, "params_kept": 0.005}
 
 
 @pytest.fixture(scope="module")
