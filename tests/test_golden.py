@@ -28,8 +28,8 @@ from test_prune import check_fractions, check_widths  # noqa: E402
 pytestmark = [pytest.mark.compress, pytest.mark.realdata, pytest.mark.slow]
 GOLDEN = Path(__file__).parent / "reference" / "pruned.json"
 SETTINGS = {"flops": 0.7, "params": 0.7, "samples": 32, "rounds": 2, "imgsz": 320}
-# Two threads instead of one, and PyTorch without oneDNN, choose the same channels (0.34992 each); another version may choose
-# another here and there.
+# With two threads instead of one, and without oneDNN, the same channels are chosen (mAP 0.34992 each time); another
+# version may choose another here and there.
 TOLERANCE = {"map50": 0.01, "flops_kept": 0.005, "params_kept": 0.005}
 
 
