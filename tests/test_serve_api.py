@@ -157,16 +157,16 @@ def test_uploads_never_touch_a_path_that_a_client_names(
 
 
 def test_over_capacity_is_503_with_retry_after_and_those_let_in_are_answered(tmp_path: Path) -> None:
-    with world.client_of(world.config_of(tmp_path, workers=1, waiting=1)) as client:
+    with world.client_of(world.config_of(tmp_path, workers=1, waiting=1, patience=100)) as client:
         service = world.service_of(client)
         inside, leave = threading.Semaphore(0), threading.Event()
         pool = service._models.pool(None)
         run = type(pool).detector
 
-        def slow(self: Any) -> Any:
+        def slow(self: Any, *, alone: bool) -> Any:
             inside.release()
             leave.wait(10)
-            return run(self)
+            return run(self, alone=alone)
 
         type(pool).detector = slow  # type: ignore[method-assign]
         try:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,19 @@ class Detector:
             height and width of the network's input for them.
         """
         return self.runtime.canvas_for(source_hw) if self.rect else (self.spec.imgsz, self.spec.imgsz)
+
+    def lanes(self) -> list[Detector]:
+        """This detector for several threads at the same time; none where its runtime cannot do that.
+
+        Each thread takes one for itself. See `OpenVinoRuntime.lanes`; waits for a compilation.
+        """
+        make: Callable[[], list[Runtime]] | None = getattr(self.runtime, "lanes", None)
+        lanes = []
+        for runtime in make() if make is not None else ():
+            lane = copy.copy(self)
+            lane.runtime, lane.timings, lane._canvases, lane._letterbox = runtime, {}, {}, None
+            lanes.append(lane)
+        return lanes
 
     def __call__(self, image: NDArray[np.uint8]) -> Detections:
         """Detect in one picture (H, W, 3) of uint8 BGR, as OpenCV reads it.

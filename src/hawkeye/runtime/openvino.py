@@ -97,6 +97,7 @@ class OpenVinoRuntime:
         self.precision_hint = _HINTS[self.name] or "default"
         self._networks = self._compiled_for("LATENCY")
         self._requests: dict[Size, _Request] = {}
+        self._lane = False
         self.precision_executed = convolutions(_executed(self._networks.made[self._networks.square]))
 
     def canvas_for(self, source_hw: Size) -> Size:
@@ -113,7 +114,7 @@ class OpenVinoRuntime:
                                       f"{(*self._networks.square, 3)}")  # fmt: skip
         request = self._requests.get(hw)
         if request is None:
-            request = self._requests[hw] = _Request(network)
+            request = self._requests[hw] = _Request(network, shared=self._lane)
         return request(canvas)
 
     def lanes(self) -> list[OpenVinoRuntime]:
@@ -126,7 +127,7 @@ class OpenVinoRuntime:
         count = int(networks.made[networks.square].get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
         lanes = [copy.copy(self) for _ in range(count)]
         for lane in lanes:
-            lane._networks, lane._requests = networks, {}
+            lane._networks, lane._requests, lane._lane = networks, {}, True
         return lanes
 
     def _compiled_for(self, mode: str) -> _Shapes[ov.CompiledModel]:
@@ -138,17 +139,25 @@ class OpenVinoRuntime:
 
 
 class _Request:
-    """A request of a compiled model, and the canvas that it reads."""
+    """A request of a compiled model, and the canvas that it reads.
 
-    def __init__(self, compiled: ov.CompiledModel) -> None:
-        self._request = compiled.create_infer_request()
+    Args:
+        shared: other requests want the cores at the same time, so that this one must not spin while it waits.
+    """
+
+    def __init__(self, compiled: ov.CompiledModel, *, shared: bool) -> None:
+        self._request, self._shared = compiled.create_infer_request(), shared
         self._canvas: NDArray[np.uint8] | None = None
 
     def __call__(self, canvas: NDArray[np.uint8]) -> NDArray[np.float32]:
         if canvas is not self._canvas:
             self._request.set_input_tensor(ov.Tensor(canvas[None], shared_memory=True))
             self._canvas = canvas  # also keeps the memory alive for as long as the request reads it
-        self._request.infer()
+        if self._shared:
+            self._request.start_async()
+            self._request.wait()
+        else:
+            self._request.infer()
         raw: NDArray[np.float32] = self._request.get_output_tensor().data[0]
         return raw
 

@@ -26,7 +26,7 @@ def add_api(app: FastAPI, service: Service) -> None:
     app.state.viewers = streams.Viewers(service.config.max_viewers)
     app.state.waiting = Waiting()
     # One more than there are places: who finds them all taken must hear so at once.
-    app.state.detecting = CapacityLimiter(service.config.workers * (1 + service.config.waiting) + 1)
+    app.state.detecting = CapacityLimiter(service.config.most_requests + 1)
     for routes in (router, api_live.router, api_records.router, streams.router, kserve.router):
         app.include_router(routes)
     known = list(app.routes)

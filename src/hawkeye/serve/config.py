@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from hawkeye.environment import cpu_count
 from hawkeye.errors import ConfigError
 from hawkeye.serve.schemas import Role, RuleSpec
 
@@ -86,10 +87,14 @@ class ServeConfig(_Settings):
     """CPU threads of each network; 0 takes all cores."""
     engine: Literal["auto", "sync", "async"] = "sync"
     """How live streams share the network; "auto" measures both for a second at the start."""
-    workers: int = Field(1, ge=1, le=64)
-    """Detectors that work on requests at the same time."""
+    workers: int = Field(0, ge=0, le=64)
+    """Detectors that work on requests at the same time; 0: all cores for a request that is alone, and as many detectors
+    as the runtime thinks best when there are several."""
     waiting: int = Field(1, ge=0, le=1000)
     """Requests that may wait for each worker; more are answered 503 with Retry-After."""
+    patience: float = Field(0.1, ge=0, le=100)
+    """How long a request may wait for its turn while more come than can be worked on, in parts of what one usually
+    takes; then it is answered 503. In a short burst it may wait a whole turn."""
     max_body_bytes: int = Field(20_000_000, ge=1000)
     """Largest body of a request."""
     max_pixels: int = Field(50_000_000, ge=64 * 64, le=50_000_000)
@@ -116,6 +121,11 @@ class ServeConfig(_Settings):
     """Sources, as [[source]] tables."""
     mqtt: MqttConfig | None = None
     """MQTT broker for alerts."""
+
+    @property
+    def most_requests(self) -> int:
+        """Requests that may be worked on or wait, at most: a worker has one core at least."""
+        return (self.workers or cpu_count()) * (1 + self.waiting)
 
     @field_validator("networks")
     @classmethod

@@ -65,7 +65,7 @@ class Guarded:
         self._hosts |= {public.hostname} if public.hostname else set()
         self._strict_transport = public.scheme == "https"
         self._bodies = 0
-        self._max_bodies = 16 + self._config.workers * (1 + self._config.waiting)
+        self._max_bodies = 16 + self._config.most_requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""

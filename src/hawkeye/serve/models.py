@@ -8,7 +8,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,8 @@ from hawkeye.runtime.engine import Engine
 from hawkeye.serve.catalogue import DEMO, Entry, entries_of
 from hawkeye.serve.config import ServeConfig
 from hawkeye.serve.metrics import Metrics
-from hawkeye.serve.pictures import decode_picture
+from hawkeye.serve.pictures import decode_for
+from hawkeye.serve.places import Places
 from hawkeye.serve.problems import Busy, NotFound
 from hawkeye.serve.schemas import Box, Detected, Detecting, Failed, ModelInfo
 from hawkeye.serve.store import Store
@@ -34,40 +35,62 @@ LIVE_CONF = 0.1  # the tracker also wants what is hardly seen: it prolongs track
 
 
 class Pool:
-    """Detectors of one model, one for each worker, opened when they are first needed."""
+    """Detectors of one model, each for one thread at a time.
+
+    A picture that is alone has all cores for itself, and is answered soonest. Several at the same time are worked on in
+    lanes that share the cores: more of them per second, as no core waits for another. Where the settings say how many
+    workers there are, or the runtime has no lanes, all pictures go to those workers.
+    """
 
     def __init__(self, entry: Entry, config: ServeConfig) -> None:
         self.id, self._config = entry.id, config
         self._place = entry.place()
+        self._first = self._open()
+        self.names, self.spec = self._first.names, self._first.spec
+        self.precision = getattr(self._first.runtime, "precision_executed", "")
+        self._first(np.full((64, 64, 3), 114, np.uint8))  # the first picture must not wait for what is made lazily
+        self._opening = threading.Lock()
+        self._alone: Detector | None = None
+        self._whole = threading.Lock()
         self._free: queue.LifoQueue[Detector] = queue.LifoQueue()
-        self._lock = threading.Lock()
-        self._made = 0
-        first = self._open()
-        self.names, self.spec = first.names, first.spec
-        self.precision = getattr(first.runtime, "precision_executed", "")
-        first(np.full((64, 64, 3), 114, np.uint8))  # the first picture must not wait for what is made lazily
-        self._made = 1
-        self._free.put(first)
+        self._lanes = 0
+
+    def open_lanes(self) -> int:
+        """Open what works on several pictures at the same time; waits for a compilation, once.
+
+        Returns:
+            how many there may be.
+        """
+        if not self._lanes:
+            with self._opening:
+                if not self._lanes:
+                    lanes = [] if self._config.workers or self._first.runtime.threads == 1 else self._first.lanes()
+                    if len(lanes) > 1:
+                        self._alone = self._first
+                    else:
+                        lanes = [self._first, *(self._open() for _ in range(self._config.workers - 1))]
+                    for lane in lanes:
+                        self._free.put(lane)
+                    self._lanes = len(lanes)
+        return self._lanes
 
     @contextmanager
-    def detector(self) -> Iterator[Detector]:
-        """A detector for this thread alone. Waits while all are busy."""
-        with self._lock:
-            more = self._free.empty() and self._made < self._config.workers
-            self._made += more
-        if more:
-            try:
-                detector = self._open()
-            except BaseException:
-                with self._lock:
-                    self._made -= 1
-                raise
-        else:
-            detector = self._free.get()
+    def detector(self, *, alone: bool) -> Iterator[Detector]:
+        """A detector for this thread. Waits while all are busy.
+
+        Args:
+            alone: nobody else works on a picture.
+        """
+        self.open_lanes()
+        if alone and self._alone is not None:
+            with self._whole:
+                yield self._alone
+            return
+        lane = self._free.get()
         try:
-            yield detector
+            yield lane
         finally:
-            self._free.put(detector)
+            self._free.put(lane)
 
     def _open(self) -> Detector:
         return Detector(self._place, rect=self._config.rect, threads=self._config.threads)
@@ -87,9 +110,7 @@ class Models:
         self._history: list[str] = []
         self._pools: OrderedDict[str, Pool] = OrderedDict()
         self._opening = threading.Lock()
-        # Who works and who waits; more are turned away, so that those who are let in are answered soon.
-        self._places = threading.BoundedSemaphore(config.workers * (1 + config.waiting))
-        self._inside = 0
+        self._places = self._places_for(1)
 
     def start(self) -> None:
         """Open the model that was served last, or the best there is. Waits for its compilation.
@@ -105,6 +126,7 @@ class Models:
             log.warning("model %s is gone; serving the best instead", wanted)
         self._history = [name for name in kept.get("history", []) if name in entries]
         self.serve(wanted if wanted in entries else next(iter(entries)), remember=False)
+        self._places = self._places_for(self.pool(None).open_lanes())
 
     def stop(self) -> None:
         """Let go of all detectors."""
@@ -187,6 +209,7 @@ class Models:
             NotFound, ModelError: see `pool`; the served one stays.
         """
         pool = self.pool(model)
+        pool.open_lanes()
         if self._history[-1:] == [model]:
             self._history.pop()  # back to where it came from
         elif self.served and self.served != model:
@@ -228,7 +251,7 @@ class Models:
 
     def queues(self) -> dict[str, tuple[int, int]]:
         """Pictures that are worked on or wait, and how many may."""
-        return {"requests": (self._inside, self._config.workers * (1 + self._config.waiting))}
+        return {"requests": (self._places.inside, self._places.most)}
 
     # -- pictures -----------------------------------------------------------------------------------------------------
 
@@ -240,7 +263,7 @@ class Models:
     def detect_batch(self, contents: Sequence[bytes], how: Detecting) -> list[Detected | Failed]:
         """See `Service.detect_batch`."""
         done: list[Detected | Failed] = []
-        with self._place(0.0):
+        with self._place(0.0, pictures=len(contents)):
             for content in contents:
                 try:
                     done.append(self._detect(content, how))
@@ -253,45 +276,45 @@ class Models:
     ) -> tuple[Detections, dict[str, float]]:
         """See `Service.detect_image`."""
         with self._place(patience_s):
-            found, timings, _ = self._run(image, how)
+            found, timings = self._run(self.pool(how.model), image, how)
         self._metrics.observe(timings)
         return found, timings
 
     def _detect(self, content: bytes, how: Detecting) -> Detected:
         started = time.perf_counter()
-        image = decode_picture(content, self._config.max_pixels)
+        pool = self.pool(how.model)
+        picture = decode_for(content, self._config.max_pixels, pool.spec.imgsz)
         decoded_ms = (time.perf_counter() - started) * 1e3
-        found, timings, pool = self._run(image, how)
+        found, timings = self._run(pool, picture.image, how)
         timings = {"decode": decoded_ms, **timings, "total": (time.perf_counter() - started) * 1e3}
         self._metrics.observe(timings)
         self._metrics.count(requests=1)
         return Detected(
-            model=pool.id, width=image.shape[1], height=image.shape[0],
-            detections=tuple(Box.model_validate(row) for row in found.to_records(pool.names)),
+            model=pool.id, width=picture.width, height=picture.height,
+            detections=tuple(Box.model_validate(row) for row in picture.restored(found).to_records(pool.names)),
             timings_ms={name: round(value, 3) for name, value in timings.items()},
         )  # fmt: skip
 
-    def _run(self, image: NDArray[np.uint8], how: Detecting) -> tuple[Detections, dict[str, float], Pool]:
-        pool = self.pool(how.model)
+    def _run(self, pool: Pool, image: NDArray[np.uint8], how: Detecting) -> tuple[Detections, dict[str, float]]:
         classes = None if how.classes is None else class_indices(how.classes, pool.names)
         asked = time.perf_counter()
-        with pool.detector() as detector:
+        with pool.detector(alone=self._places.inside == 1) as detector:
             got = time.perf_counter()
             detector.conf = self._config.conf if how.conf is None else how.conf
             detector.iou = self._config.iou if how.iou is None else how.iou
             detector.classes = classes
             found = detector(image)
-            return found, {"wait": (got - asked) * 1e3, **detector.timings}, pool
+            return found, {"wait": (got - asked) * 1e3, **detector.timings}
+
+    def _places_for(self, working: int) -> Places:
+        return Places(working, working * self._config.waiting, self._config.patience)
 
     @contextmanager
-    def _place(self, patience_s: float) -> Iterator[None]:
-        if not self._places.acquire(timeout=patience_s or None, blocking=patience_s > 0):
-            self._metrics.count(rejected=1)
-            typical = self._metrics.typical_ms("total") or 100.0
-            raise Busy(max(0.05, typical * (1 + self._config.waiting) / 1e3))
-        self._inside += 1
-        try:
+    def _place(self, patience_s: float, *, pictures: int = 1) -> Iterator[None]:
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(self._places.take(patience_s, pictures=pictures))
+            except Busy:
+                self._metrics.count(rejected=1)
+                raise
             yield
-        finally:
-            self._inside -= 1
-            self._places.release()
