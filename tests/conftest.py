@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from hawkeye.artifact import Artifact
+    from hawkeye.config import Recipe
     from hawkeye.serve.core import Service
     from hawkeye.serve.security import Security
 
@@ -93,6 +94,14 @@ def tiny_exported(tiny_scenes: Path, tmp_path_factory: pytest.TempPathFactory) -
     import tiny_detector
 
     return tiny_detector.exported(tiny_scenes, tmp_path_factory.mktemp("exported"))
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Callable[..., Recipe]:
+    """A recipe over a small project in the test's folder, for the stages of `pipeline_fakes`."""
+    import pipeline_fakes
+
+    return pipeline_fakes.project(tmp_path)
 
 
 @pytest.fixture(scope="module")

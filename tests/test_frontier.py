@@ -18,7 +18,7 @@ from hawkeye.errors import BoundsError, ConfigError
 from hawkeye.evaluate import Matches
 from hawkeye.frontier import Tools, frontier, markdown, words
 from hawkeye.records import AccuracyRecord
-from test_pipeline import Bench, project  # noqa: F401  # the second is a fixture
+from pipeline_fakes import Bench
 
 pytest.importorskip("matplotlib")
 
@@ -179,7 +179,7 @@ def hits(share: int) -> Matches:
 
 
 @pytest.fixture
-def recipe(project: Any) -> Recipe:  # noqa: F811
+def recipe(project: Any) -> Recipe:
     made: Recipe = project(imgsz=128)
     return made.with_(search=SearchConfig(sizes=(64, 96), fractions=(0.5, 0.3, 0.1)))
 
