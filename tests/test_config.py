@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from hawkeye.config import EvaluateConfig, PruneConfig, Recipe, RecoverConfig, parse_duration
 from hawkeye.errors import ConfigError
+from hawkeye.options import RunOptions
 
 RECIPES = sorted((Path(__file__).parents[1] / "configs").glob("*.toml"))
 STAGES = ("prune", "recover", "quantize", "export", "evaluate", "benchmark")
@@ -33,6 +34,14 @@ def test_recipes_differ_where_they_say_so() -> None:
     cells, coco = (Recipe.load(RECIPES[0].parent / f"{name}.toml") for name in ("blood-cells", "yolov8n-cpu"))
     assert cells.prune.flops < coco.prune.flops and cells.recover.budget < coco.recover.budget == 3600
     assert cells.gates.max_drop < coco.gates.max_drop == 1.5
+
+
+def test_a_budget_on_the_command_line_replaces_the_steps_of_the_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text("[recover]\nsteps = 12000\n")
+    assert RunOptions(config=path).recipe(None).recover.steps == 12000
+    assert RunOptions(config=path, budget="11m").recipe(None).recover == RecoverConfig(budget=660.0)
+    assert RunOptions(config=path, budget="11m", steps=50).recipe(None).recover.steps == 50
 
 
 def test_demo_recipe_is_what_the_demo_does() -> None:

@@ -89,6 +89,8 @@ class RunOptions:
             ConfigError: the recipe or an option cannot be used.
         """
         base = Recipe.load(self.config) if self.config is not None else Recipe()
+        if self.budget is not None:  # a clock replaces the recipe's steps, which it would otherwise lose to
+            base = base.with_(recover=base.recover.with_(steps=None))
         return given(
             base, model=model, data=self.data, images=self.images, seed=self.seed,
             imgsz=None if self.imgsz == "auto" else self.imgsz,
