@@ -47,8 +47,11 @@ def latency(service: Served, detector: Detector, image: Any, jpeg: bytes, count:
 def throughput(
     service: Served, detector: Detector, image: Any, jpeg: bytes, seconds: float, clients: int
 ) -> dict[str, Any]:
-    """As many clients as there are places, and the network alone, that never pause, in turns of a second."""
+    """Clients that never pause, and the network alone, in turns of a second; also processor time for each answer."""
     rates: dict[str, list[float]] = {"service": [], "network": []}
+    costs: dict[str, list[float]] = {"service": [], "client": []}
+    alone: list[float] = []
+    processes = {"service": psutil.Process(service.process.pid), "client": psutil.Process()}
     posters = [Poster(service.port, jpeg) for _ in range(clients)]
     for _ in range(max(3, round(seconds / 2))):
         end = time.perf_counter() + 1.0
@@ -58,6 +61,7 @@ def throughput(
             while time.perf_counter() < end:
                 done[index] += posters[index]()[0] == 200
 
+        before = {name: sum(process.cpu_times()[:2]) for name, process in processes.items()}
         began = time.perf_counter()
         threads = [threading.Thread(target=work, args=(index,)) for index in range(clients)]
         for thread in threads:
@@ -65,14 +69,19 @@ def throughput(
         for thread in threads:
             thread.join()
         rates["service"].append(sum(done) / (time.perf_counter() - began))
-        end, spent, runs = time.perf_counter() + 1.0, 0.0, 0
+        for name, process in processes.items():
+            costs[name].append((sum(process.cpu_times()[:2]) - before[name]) / max(1, sum(done)) * 1e3)
+        end, spent, runs, before_s = time.perf_counter() + 1.0, 0.0, 0, time.process_time()
         while time.perf_counter() < end:
             detector(image)
             spent, runs = spent + detector.timings["network"] / 1e3, runs + 1
         rates["network"].append(runs / spent)
+        alone.append((time.process_time() - before_s) / runs * 1e3)  # letterbox and boxes too
     medians = {name: statistics.median(values) for name, values in rates.items()}
     return {"service_per_s": medians["service"], "network_per_s": medians["network"],
-            "share": medians["service"] / medians["network"]}  # fmt: skip
+            "share": medians["service"] / medians["network"], "clients": clients,
+            "service_cpu_ms": statistics.median(costs["service"]), "client_cpu_ms": statistics.median(costs["client"]),
+            "network_cpu_ms": statistics.median(alone)}  # fmt: skip
 
 
 def load(service: Served, jpeg: bytes, rate: float, seconds: float, *, poisson: bool) -> dict[str, Any]:
@@ -164,8 +173,9 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, help="a real picture, resized to 1280 x 720; else a drawn one")
     parser.add_argument("--seconds", type=float, default=8.0, help="for each part")
     parser.add_argument("--poisson", action="store_true", help="random arrivals instead of even ones")
-    parser.add_argument("--workers", type=int, default=1, help="detectors of the service")
+    parser.add_argument("--workers", type=int, default=0, help="detectors of the service; 0 as it thinks best")
     parser.add_argument("--threads", type=int, default=0, help="of each of them; the network alone has all cores")
+    parser.add_argument("--clients", type=int, default=0, help="of the throughput; 0: one for each detector, or 2")
     parser.add_argument("--parts", default="start,latency,throughput,load,idle,live", help="which, with commas")
     parser.add_argument("--out", type=Path, help="write JSON here too")
     options = parser.parse_args()
@@ -192,9 +202,9 @@ def main() -> None:
                 if "latency" in parts:
                     found["latency"] = latency(service, detector, image, jpeg, round(options.seconds * 30))
                 if "throughput" in parts or "load" in parts:
-                    found["throughput"] = throughput(
-                        service, detector, image, jpeg, options.seconds, 2 * options.workers
-                    )
+                    places = json.loads(service.get("/v1/statistics"))["queues"]["requests"][1]
+                    clients = options.clients or max(2, places // 2)  # half of the places are for those who wait
+                    found["throughput"] = throughput(service, detector, image, jpeg, options.seconds, clients)
                 if "load" in parts:
                     most = found["throughput"]["service_per_s"]
                     for name, share in (("load_70", 0.7), ("load_200", 2.0)):

@@ -58,7 +58,7 @@ def test_in_a_burst_one_waits_a_turn_and_in_a_crowd_a_part_of_it() -> None:
         assert waits[0] > 0.19, "at first it may be a burst"
         assert 0.01 < min(waits[-3:]) < 0.1, "by now it is a crowd"
         assert waited(places, 0.3) > 0.29, "who may wait longer, waits longer"
-    for _ in range(12):  # nobody in the way any more
+    for _ in range(30):  # nobody in the way any more
         with places.take():
             assert places.inside == 1, "who gave up has left no trace"
     with places.take():

@@ -1,9 +1,9 @@
 """Places for requests: some are worked on, a few wait for a moment, and the others are turned away.
 
 What counts under overload is that whoever is let in is answered soon. A queue evens out bursts; in a crowd it would
-always be full, and all would wait for all of it. Therefore a request may wait for one turn while places are seldom all
-taken, and for a small part of a turn when nearly every request finds them taken. That a queue which does not empty
-should be cut short is CoDel's idea (Nichols and Jacobson, ACM Queue 10(5), 2012).
+always be full, and all would wait for all of it. Therefore a request may wait for one turn while few have to be turned
+away, and for a small part of a turn when many are: they will be anyhow. That a queue which does not empty should be cut
+short is CoDel's idea (Nichols and Jacobson, ACM Queue 10(5), 2012).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from hawkeye.serve.problems import Busy
 _SHARE = 0.1  # of the newest in what a request usually takes
 _FIRST_S = 0.1  # before there was any
 _BURST = 1.0  # patience, in turns, while there is no crowd
-_NEWEST = 1 / 8  # share of the newest request in how many find all places taken
-_CROWD = 0.75  # so many of the last requests: random arrivals at 70 % load do not reach it, twice the capacity does
+_NEWEST = 1 / 16  # share of the newest request in how many are turned away
+_CROWD = 0.25  # that many: at 70 % load random arrivals lose less than a tenth, at twice the capacity every second one
 
 
 class Places:
@@ -38,7 +38,7 @@ class Places:
         self._most_working, self._most_waiting, self._patience = working, waiting, patience
         self._changed = threading.Condition()
         self._working = self._waiting = 0
-        self._taken = 0.0  # how many of the last requests found all places taken
+        self._refused = 0.0  # how many of the last requests were turned away
         self.usual_s = _FIRST_S
 
     @property
@@ -64,10 +64,10 @@ class Places:
             Busy: there is none.
         """
         with self._changed:
-            taken = self._working >= self._most_working or self._waiting > 0
-            self._taken += _NEWEST * (taken - self._taken)
-            if taken:
-                self._wait(patience_s)
+            free = (self._working < self._most_working and not self._waiting) or self._wait(patience_s)
+            self._refused += _NEWEST * ((not free) - self._refused)
+            if not free:
+                raise Busy(max(0.05, self.usual_s * self.most / self._most_working))
             self._working += 1
             if self._working < self._most_working:
                 self._changed.notify()  # for one who came while this one was waking up
@@ -81,15 +81,15 @@ class Places:
                     self.usual_s += _SHARE * (time.perf_counter() - began - self.usual_s)
                 self._changed.notify()
 
-    def _wait(self, patience_s: float) -> None:
-        busy = Busy(max(0.05, self.usual_s * self.most / self._most_working))
-        if not patience_s and self._waiting >= self._most_waiting:
-            raise busy
+    def _wait(self, patience_s: float) -> bool:
+        """Whether there was a place in time."""
+        if not patience_s:
+            if self._waiting >= self._most_waiting:
+                return False
+            patience_s = self.usual_s * (self._patience if self._refused > _CROWD else _BURST)
         self._waiting += 1
         try:
             # Woken in the order in which they came.
-            patience_s = patience_s or self.usual_s * (self._patience if self._taken > _CROWD else _BURST)
-            if not self._changed.wait_for(lambda: self._working < self._most_working, patience_s):
-                raise busy
+            return self._changed.wait_for(lambda: self._working < self._most_working, patience_s)
         finally:
             self._waiting -= 1
