@@ -61,8 +61,8 @@ def test_live_streams_and_comparisons_get_one_box_for_each_object(service: Servi
 @pytest.mark.skipif(cpu_count() < 2, reason="one core is not shared")
 def test_a_picture_that_is_alone_has_all_cores_and_several_share_them(service: Service) -> None:
     pool = models_of(service).pool(None)
-    lanes = pool.open_lanes()
-    assert lanes > 1 and service.statistics().queues["requests"] == (0, 2 * lanes)
+    replicas = pool.open_all()
+    assert replicas > 1 and service.statistics().queues["requests"] == (0, 2 * replicas)
     with pool.detector(alone=True) as whole:
         pass
     with pool.detector(alone=False) as one, pool.detector(alone=False) as other:
@@ -72,8 +72,8 @@ def test_a_picture_that_is_alone_has_all_cores_and_several_share_them(service: S
 
 
 def test_requests_at_the_same_time_work_at_the_same_time(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many as there are lanes meet inside; with one after another the barrier would break."""
-    meeting = threading.Barrier(models_of(service).pool(None).open_lanes())
+    """As many as there are replicas meet inside; with one after another the barrier would break."""
+    meeting = threading.Barrier(models_of(service).pool(None).open_all())
     inside = Pool.detector
 
     def meet(self: Pool, *, alone: bool) -> object:
@@ -91,14 +91,14 @@ def test_requests_at_the_same_time_work_at_the_same_time(service: Service, monke
     assert len(answers) == meeting.parties and len(set(answers)) == 1 and answers[0] > 0
 
 
-@pytest.mark.parametrize(("settings", "lanes"), [({"workers": 1}, 1), ({"workers": 3}, 3), ({"threads": 1}, 1)])
-def test_a_number_of_workers_is_kept(settings: dict[str, int], lanes: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("settings", "replicas"), [({"workers": 1}, 1), ({"workers": 3}, 3), ({"threads": 1}, 1)])
+def test_a_number_of_workers_is_kept(settings: dict[str, int], replicas: int, tmp_path: Path) -> None:
     service = Service(world.config_of(tmp_path, **settings))
     service.start()
     try:
         pool = models_of(service).pool(None)
-        assert pool.open_lanes() == lanes
-        assert service.statistics().queues["requests"] == (0, 2 * lanes)
+        assert pool.open_all() == replicas
+        assert service.statistics().queues["requests"] == (0, 2 * replicas)
         with pool.detector(alone=True) as one:
             assert one.spec.imgsz == 64
     finally:

@@ -100,18 +100,18 @@ class Detector:
         """
         return self.runtime.canvas_for(source_hw) if self.rect else (self.spec.imgsz, self.spec.imgsz)
 
-    def lanes(self) -> list[Detector]:
+    def replicas(self) -> list[Detector]:
         """This detector for several threads at the same time; none where its runtime cannot do that.
 
-        Each thread takes one for itself. See `OpenVinoRuntime.lanes`; waits for a compilation.
+        Each thread takes one for itself. See `OpenVinoRuntime.replicas`; waits for a compilation.
         """
-        make: Callable[[], list[Runtime]] | None = getattr(self.runtime, "lanes", None)
-        lanes = []
+        make: Callable[[], list[Runtime]] | None = getattr(self.runtime, "replicas", None)
+        replicas = []
         for runtime in make() if make is not None else ():
-            lane = copy.copy(self)
-            lane.runtime, lane.timings, lane._canvases, lane._letterbox = runtime, {}, {}, None
-            lanes.append(lane)
-        return lanes
+            replica = copy.copy(self)
+            replica.runtime, replica.timings, replica._canvases, replica._letterbox = runtime, {}, {}, None
+            replicas.append(replica)
+        return replicas
 
     def __call__(self, image: NDArray[np.uint8]) -> Detections:
         """Detect in one picture (H, W, 3) of uint8 BGR, as OpenCV reads it.

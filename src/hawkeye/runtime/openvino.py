@@ -97,7 +97,7 @@ class OpenVinoRuntime:
         self.precision_hint = _HINTS[self.name] or "default"
         self._networks = self._compiled_for("LATENCY")
         self._requests: dict[Size, _Request] = {}
-        self._lane = False
+        self._shared = False
         self.precision_executed = convolutions(_executed(self._networks.made[self._networks.square]))
 
     def canvas_for(self, source_hw: Size) -> Size:
@@ -114,10 +114,10 @@ class OpenVinoRuntime:
                                       f"{(*self._networks.square, 3)}")  # fmt: skip
         request = self._requests.get(hw)
         if request is None:
-            request = self._requests[hw] = _Request(network, shared=self._lane)
+            request = self._requests[hw] = _Request(network, shared=self._shared)
         return request(canvas)
 
-    def lanes(self) -> list[OpenVinoRuntime]:
+    def replicas(self) -> list[OpenVinoRuntime]:
         """The same network for several threads at the same time, each of which takes one of these for itself.
 
         They share the cores between them: more pictures per second than all cores on one picture give, each later.
@@ -125,10 +125,10 @@ class OpenVinoRuntime:
         """
         networks = self._compiled_for("THROUGHPUT")
         count = int(networks.made[networks.square].get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
-        lanes = [copy.copy(self) for _ in range(count)]
-        for lane in lanes:
-            lane._networks, lane._requests, lane._lane = networks, {}, True
-        return lanes
+        replicas = [copy.copy(self) for _ in range(count)]
+        for replica in replicas:
+            replica._networks, replica._requests, replica._shared = networks, {}, True
+        return replicas
 
     def _compiled_for(self, mode: str) -> _Shapes[ov.CompiledModel]:
         return _Shapes(self._ir, lambda hw: _shaped(self._ir, hw, self.threads, mode, self._cache_dir))

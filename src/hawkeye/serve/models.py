@@ -37,9 +37,9 @@ LIVE_CONF = 0.1  # the tracker also wants what is hardly seen: it prolongs track
 class Pool:
     """Detectors of one model, each for one thread at a time.
 
-    A picture that is alone has all cores for itself, and is answered soonest. Several at the same time are worked on in
-    lanes that share the cores: more of them per second, as no core waits for another. Where the settings say how many
-    workers there are, or the runtime has no lanes, all pictures go to those workers.
+    A picture that is alone has all cores for itself, and is answered soonest. Several at the same time go to replicas
+    that share the cores: more of them per second, as no core waits for another. Where the settings say how many workers
+    there are, or the runtime has no replicas, all pictures go to those workers.
     """
 
     def __init__(self, entry: Entry, config: ServeConfig) -> None:
@@ -49,30 +49,27 @@ class Pool:
         self.names, self.spec = self._first.names, self._first.spec
         self.precision = getattr(self._first.runtime, "precision_executed", "")
         self._first(np.full((64, 64, 3), 114, np.uint8))  # the first picture must not wait for what is made lazily
-        self._opening = threading.Lock()
-        self._alone: Detector | None = None
-        self._whole = threading.Lock()
+        runtime = self._first.runtime
+        self._sharing = not config.workers and runtime.threads > 1 and hasattr(runtime, "replicas")
+        self._alone, self._opening = threading.Lock(), threading.Lock()
         self._free: queue.LifoQueue[Detector] = queue.LifoQueue()
-        self._lanes = 0
+        self._opened = 0
 
-    def open_lanes(self) -> int:
+    def open_all(self) -> int:
         """Open what works on several pictures at the same time; waits for a compilation, once.
 
         Returns:
             how many there may be.
         """
-        if not self._lanes:
+        if not self._opened:
             with self._opening:
-                if not self._lanes:
-                    lanes = [] if self._config.workers or self._first.runtime.threads == 1 else self._first.lanes()
-                    if len(lanes) > 1:
-                        self._alone = self._first
-                    else:
-                        lanes = [self._first, *(self._open() for _ in range(self._config.workers - 1))]
-                    for lane in lanes:
-                        self._free.put(lane)
-                    self._lanes = len(lanes)
-        return self._lanes
+                if not self._opened:
+                    detectors = (self._first.replicas() if self._sharing else
+                                 [self._first, *(self._open() for _ in range(self._config.workers - 1))])  # fmt: skip
+                    for detector in detectors:
+                        self._free.put(detector)
+                    self._opened = len(detectors)
+        return self._opened
 
     @contextmanager
     def detector(self, *, alone: bool) -> Iterator[Detector]:
@@ -81,16 +78,16 @@ class Pool:
         Args:
             alone: nobody else works on a picture.
         """
-        self.open_lanes()
-        if alone and self._alone is not None:
-            with self._whole:
-                yield self._alone
+        if alone and self._sharing:
+            with self._alone:
+                yield self._first
             return
-        lane = self._free.get()
+        self.open_all()
+        detector = self._free.get()
         try:
-            yield lane
+            yield detector
         finally:
-            self._free.put(lane)
+            self._free.put(detector)
 
     def _open(self) -> Detector:
         return Detector(self._place, rect=self._config.rect, threads=self._config.threads)
@@ -126,7 +123,7 @@ class Models:
             log.warning("model %s is gone; serving the best instead", wanted)
         self._history = [name for name in kept.get("history", []) if name in entries]
         self.serve(wanted if wanted in entries else next(iter(entries)), remember=False)
-        self._places = self._places_for(self.pool(None).open_lanes())
+        self._places = self._places_for(self.pool(None).open_all())
 
     def stop(self) -> None:
         """Let go of all detectors."""
@@ -209,7 +206,7 @@ class Models:
             NotFound, ModelError: see `pool`; the served one stays.
         """
         pool = self.pool(model)
-        pool.open_lanes()
+        pool.open_all()
         if self._history[-1:] == [model]:
             self._history.pop()  # back to where it came from
         elif self.served and self.served != model:
