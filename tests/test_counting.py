@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -174,6 +175,18 @@ def test_a_crossing_that_waits_outlives_a_change_of_the_other_rules() -> None:
     counter.change([cars, YARD])
     events = [e for i in range(2, 6) for e in counter.update(frame((1, 240, 200), class_id=1), i / 10)]
     assert [(e.rule, e.kind, e.class_name, e.time_s) for e in events] == [("cars", "in", "car", 0.1)]
+
+
+def test_boxes_that_only_moved_with_their_tracks_count_nothing() -> None:
+    """A track's word carries an object over the line; seen again, it has stopped before it, and turned into a car."""
+    counter = Counter([GATE, YARD], NAMES, size=SIZE)
+    for i, (x, coasted) in enumerate([(400, False), (330, False), (310, True), (328, False), (150, True)]):
+        seen = frame((1, x, 200), class_id=int(coasted))
+        assert counter.update(replace(seen, coasted=np.array([coasted])), i / 10) == []
+    events = counter.update(frame((1, 150, 200)), 0.5)
+    assert [(event.rule, event.kind, event.class_name) for event in events] == [
+        ("gate", "in", "person"), ("yard", "enter", "person"),
+    ]  # fmt: skip
 
 
 def test_only_the_classes_of_the_rule() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,8 +18,11 @@ def two() -> Detections:
 
 
 def test_choosing_rows_keeps_columns_together():
-    kept = two()[np.array([False, True])]
+    kept = replace(two(), coasted=np.array([False, True]))[np.array([False, True])]
     assert (len(kept), kept.class_id.tolist(), kept.track_id.tolist()) == (1, [0], [8])
+    assert kept.coasted is not None and kept.coasted.tolist() == [True]
+    with pytest.raises(InputError):
+        replace(two(), coasted=np.zeros(3, bool))
     assert len(Detections.empty()) == 0
 
 

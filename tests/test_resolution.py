@@ -15,7 +15,7 @@ from hawkeye.errors import ConfigError, InputError
 from hawkeye.geometry import iou_matrix, rectangle
 from hawkeye.runtime.changes import Changes
 from hawkeye.runtime.resolution import Adaptive, Fixed, Tiles, make_policy
-from hawkeye.runtime.views import cover, merge_views, tiles
+from hawkeye.runtime.views import cost_of, cover, held_by, merge_views, tiles
 from hawkeye.scene_plans import make_video
 from hawkeye.track.bytetrack import ByteTracker
 
@@ -109,13 +109,37 @@ class Stage:
 )
 def test_cover(boxes, hw, count, reason):
     array = np.array(boxes, np.float32).reshape(-1, 4)
-    windows = cover(array, hw, sizes=SIZES, at_most=3 if hw == HD else 1)
+    windows = cover(array, hw, sizes=SIZES, costs={1.0: 1.0}, at_most=3 if hw == HD else 1)
     assert (None if windows is None else len(windows)) == count, reason
     inside = np.clip(array, 0, [hw[1], hw[0]] * 2)
     for x1, y1, x2, y2 in inside if windows else ():
         assert any(a <= x1 and b <= y1 and c >= x2 and d >= y2 for a, b, c, d in windows), reason
     for x1, y1, x2, y2 in windows or ():
         assert 0 <= x1 < x2 <= hw[1] and 0 <= y1 < y2 <= hw[0], reason
+
+
+@pytest.mark.parametrize(
+    ("boxes", "hw", "shapes", "reason"),
+    [
+        ([(100, 500, 140, 540), (900, 520, 940, 560)], HD, [0.6], "a band holds both"),
+        ([(100, 300, 140, 340), (900, 820, 940, 860)], HD, [0.6], "560 pixels high: just within a band"),
+        ([(100, 300, 140, 340), (900, 920, 940, 960)], HD, [0.8], "a little higher"),
+        ([(100, 100, 140, 140), (900, 980, 940, 1020)], HD, [1.0], "one square costs less than two bands"),
+        ([(0, 500, 40, 540), (1880, 500, 1920, 540)], HD, [0.6, 0.6], "far apart in a band"),
+        ([(100, 900, 140, 940)], (1920, 1080), [0.6], "a picture that stands has crops that stand"),
+        ([(100, 0, 1800, 1080)], HD, [0.6], "the whole picture, small"),
+    ],
+)
+def test_crops_take_the_cheapest_shape(boxes, hw, shapes, reason):
+    costs = {0.6: 3.0, 0.8: 4.0, 1.0: 5.0}
+    array = np.array(boxes, np.float32)
+    windows = cover(array, hw, sizes=SIZES, costs=costs, at_most=12.0)
+    assert windows is not None and cost_of(windows, costs) == sum(costs[shape] for shape in shapes), reason
+    assert held_by(array, windows, hw).any(axis=1).all()
+    for (x1, y1, x2, y2), shape in zip(windows, shapes, strict=True):
+        rows, columns = rectangle((y2 - y1, x2 - x1), 320, 32)
+        assert min(rows, columns) == shape * 320 and (rows <= columns) == (hw == HD or shape == 1), "as it is charged"
+    assert cover(array, hw, sizes=SIZES, costs=costs, at_most=2.9) is None
 
 
 @pytest.mark.parametrize("hw", [(1080, 1920), (640, 640), (480, 640), (100, 3000), (1, 1), (2160, 3840)])
@@ -259,8 +283,29 @@ def test_costs_are_those_of_the_pictures_own_shape():
             seer.show(image, found())
         policy(image)
         assert policy.costs_ms == pytest.approx((expected, 3.0))
-    assert asked == [(640, HD), (320, (320, 320)), (640, (700, 700)), (320, (320, 320))]
-    assert (first.crops_at_most, second.crops_at_most) == (2, 3)
+    crops = [(320, (180, 320)), (320, (240, 320)), (320, (320, 320))]
+    assert asked == [(640, HD), *crops, (640, (700, 700)), *crops]
+
+
+def test_followed_objects_rest_every_other_frame_and_what_is_new_waits_for_one():
+    """A tracker follows one object for 12 frames; then another one appears in a frame that is a rest."""
+    stage, tracker, looked, found_at = Stage(every=100), ByteTracker(), [], []
+    for step in range(24):
+        boxes = [(100 + 9 * step, 100, 200 + 9 * step, 200), *([(1500, 800, 1560, 860)] if step >= 13 else [])]
+        expected = tracker.predicted(step / 25)
+        result = stage(*boxes, expected=expected)
+        tracked = tracker.update(result, step / 25)
+        rest = not stage.crop.looks and not stage.whole
+        assert rest == (result.coasted is not None and bool(result.coasted.all())), "and who counts is told so"
+        assert not rest or (tracked.coasted is not None and tracked.coasted.all())
+        looked.append(len(stage.crop.looks))
+        found_at.append(len(result))
+        assert iou_matrix(np.array(boxes[:1], np.float32), result.xyxy).max() > 0.8, step
+    assert looked[5:13] == [1, 0, 1, 0, 1, 0, 1, 0] or looked[5:13] == [0, 1, 0, 1, 0, 1, 0, 1], looked
+    first = found_at.index(2)
+    assert first in (13, 14) and looked[first] > 0
+    assert found_at[first:] == [2] * (24 - first)
+    assert stage.policy.full_frames == 1
 
 
 def test_near_objects_are_shown_small():

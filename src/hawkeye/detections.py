@@ -21,17 +21,20 @@ class Detections:
         score: (N,) float32 in [0, 1].
         class_id: (N,) int32.
         track_id: (N,) int64, or None where nothing was tracked.
+        coasted: (N,) bool, which were not looked for in this picture but moved with their tracks; None for none.
     """
 
     xyxy: NDArray[np.float32]
     score: NDArray[np.float32]
     class_id: NDArray[np.int32]
     track_id: NDArray[np.int64] | None = None
+    coasted: NDArray[np.bool_] | None = None
 
     def __post_init__(self) -> None:
         n = len(self.xyxy)
         shapes = (self.xyxy.shape, self.score.shape, self.class_id.shape)
-        if shapes != ((n, 4), (n,), (n,)) or (self.track_id is not None and self.track_id.shape != (n,)):
+        optional = [values.shape for values in (self.track_id, self.coasted) if values is not None]
+        if shapes != ((n, 4), (n,), (n,)) or any(shape != (n,) for shape in optional):
             raise InputError("arrays of detections do not fit together", got=shapes, expected="(N, 4), (N,), (N,)")
 
     @classmethod
@@ -44,7 +47,8 @@ class Detections:
 
     def __getitem__(self, index: NDArray[Any] | slice) -> Detections:
         track_id = None if self.track_id is None else self.track_id[index]
-        return Detections(self.xyxy[index], self.score[index], self.class_id[index], track_id)
+        coasted = None if self.coasted is None else self.coasted[index]
+        return Detections(self.xyxy[index], self.score[index], self.class_id[index], track_id, coasted)
 
     def to_records(self, names: Sequence[str]) -> list[dict[str, Any]]:
         """JSON-ready rows: class name, score and box in pixels."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 PAD_VALUE = 114  # grey that YOLO is trained with
 Size = tuple[int, int]  # height and width in pixels
-_SHARES = ((9, 16), (3, 4), (1, 1))  # of the longer side: video, cameras, everything else
+SHARES = ((9, 16), (3, 4), (1, 1))  # of the longer side: video, cameras, everything else
 
 
 def rectangle(source_hw: Size, imgsz: int, stride: int) -> Size:
@@ -26,7 +26,7 @@ def rectangle(source_hw: Size, imgsz: int, stride: int) -> Size:
     """
     height, width = source_hw
     needed = round(min(source_hw) * (imgsz / max(source_hw)))
-    sides = (-(-imgsz * part // (whole * stride)) * stride for part, whole in _SHARES)
+    sides = (-(-imgsz * part // (whole * stride)) * stride for part, whole in SHARES)
     side = next((side for side in sides if needed <= side), imgsz)
     return (side, imgsz) if height < width else (imgsz, side)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 from hawkeye.artifact import Artifact
 from hawkeye.detections import Detections
 from hawkeye.errors import ConfigError
-from hawkeye.geometry import PAD_VALUE, Size, iou_matrix
+from hawkeye.geometry import PAD_VALUE, SHARES, Size, iou_matrix
 from hawkeye.records import RuntimeName
 from hawkeye.runtime.changes import Changes
 from hawkeye.runtime.detector import Detector, check_picture
+from hawkeye.runtime.regions import NONE, expected_of, grown, inside, reach
 from hawkeye.runtime.views import Window, cover, held_by, merge_views, tiles
 
 FULL, CROP = 640, 320
@@ -100,8 +101,7 @@ def make_policy(text: str, model: str | Path | Artifact, *, conf: float, iou: fl
     if kind == "fixed" and number:
         return Fixed(at(number))
     if kind == "adaptive" and (number or not colon):
-        # Crops are squares; for what the picture's edge cuts off one of them no other network is worth its memory.
-        return Adaptive(at(FULL), at(CROP, rect=False), every=number or EVERY)
+        return Adaptive(at(FULL), at(CROP), every=number or EVERY)
     if kind == "tiles" and not colon:
         return Tiles(at(FULL))
     raise ConfigError(f"there is no resolution {text!r}", got=text, expected="fixed:SIZE, adaptive or tiles",
@@ -184,15 +184,19 @@ class Adaptive:
     """The whole picture now and then; between, small crops around what moves, and nothing for what stands still.
 
     The whole picture is looked at every `every` frames, when the scene changes, when the picture's size changes, after
-    an object was lost, and whenever crops would cost more. Between:
+    an object was lost, and whenever crops would cost more. Between, where a tracker follows objects, one frame is a
+    look and the next a rest:
 
-    - An object in whose box nothing has changed keeps its box.
-    - An object that a tracker expects close to where it was moves with its track, but never twice in a row.
-    - A crop is taken around every other object, stretched to where the tracker expects it, and around each change that
-      no object explains: something new may be there.
+    - A look: an object in whose box nothing has changed keeps its box. Crops are taken around every other object,
+      stretched to where the tracker expects it, and around each change that no object explains: something new may be
+      there.
+    - A rest: objects move with their tracks, and no change is looked for. Crops are taken only around objects that move
+      far, and new ones: they must be seen in the next frame too, or the tracker takes them for a flicker.
 
-    Crops come from the full-resolution picture. They are never smaller in scale than the whole picture would be, unless
-    all in them is near and large; then even the whole picture is shown at the small size.
+    All rest in the same frame, because what costs is the number of crops, and one crop holds many objects. Crops come
+    from the full-resolution picture, lying or standing as it does where that holds their contents. They show it at
+    least as large as the whole picture would, unless all in them is near and large; then even the whole picture is
+    shown at the small size.
 
     Args:
         full: detector of the large size.
@@ -202,8 +206,6 @@ class Adaptive:
         sizes: their input sizes in pixels.
 
     Attributes:
-        costs_ms: of the whole picture and of a crop, once a picture has come.
-        crops_at_most: how many cost less than the whole picture.
         frames, full_frames, crops: how many so far.
         windows: what was looked at in the last frame, in picture pixels.
     """
@@ -218,9 +220,10 @@ class Adaptive:
         sizes: tuple[int, int] = (FULL, CROP),
     ) -> None:
         self._full, self._crop, self._every, self._sizes, self._cost = full, crop, every, sizes, cost
-        self._measured: dict[Size, tuple[float, float]] = {}  # shared by all copies of this policy
-        self.costs_ms, self.crops_at_most = (0.0, 0.0), 0
-        self.names, self.prepare = full.names, full.prepare
+        # Of the whole picture, and of crops by their shape; shared by all copies of this policy.
+        self._measured: dict[Size, tuple[float, dict[float, float]]] = {}
+        self._full_ms, self._crop_ms = 0.0, {1.0: 0.0}
+        self.names = full.names
         self.timings: dict[str, float] = {}
         self.frames, self.full_frames, self.crops = 0, 0, 0
         self.windows: tuple[Window, ...] = ()
@@ -229,7 +232,18 @@ class Adaptive:
         self._since, self._lost = 0, False
         self._seen = Detections.empty()
         self._ids: list[NDArray[np.int64]] = [np.zeros(0, np.int64)] * _PROVEN
-        self._coasted: NDArray[np.bool_] = np.zeros(0, bool)  # whether a box of `_seen` came from its track alone
+        self._rested = False
+
+    def prepare(self, source_hw: Size) -> Size:
+        """See `Policy`."""
+        for shape in _shapes(source_hw, self._sizes[1]):
+            self._crop.prepare(shape)
+        return self._full.prepare(source_hw)
+
+    @property
+    def costs_ms(self) -> tuple[float, float]:
+        """Of the whole picture and of a square crop in milliseconds, once a picture has come."""
+        return self._full_ms, self._crop_ms[1.0]
 
     def __call__(self, image: NDArray[np.uint8], expected: Detections | None = None) -> Detections:
         """See `Policy`."""
@@ -238,38 +252,42 @@ class Adaptive:
         hw = (image.shape[0], image.shape[1])
         self.frames += 1
         self._since += 1
-        changed = 1.0
+        proven = self._proven(expected)
+        due = self._since >= (self._every // 3 if self._lost else self._every)
         if self._changes is None or hw != self._hw:
-            self._hw, self._changes = hw, Changes(image)
+            self._hw, self._changes, plan = hw, Changes(image), None
             self._weigh(hw)
         else:
-            changed = self._changes.compare(image)
-        whole = changed > _SCENE or self._since >= (self._every // 3 if self._lost else self._every)
-        plan = None if whole else self._plan(self._changes, expected)
+            plan = None if due else self._rest(expected, proven)
+            if plan is None and self._changes.compare(image) <= _SCENE and not due:
+                plan = self._plan(self._changes, expected, proven)
         planned = (time.perf_counter() - started) * 1e3
         everything = (0, 0, hw[1], hw[0])
         if plan is None:
             found, timings = self._full(image), dict(self._full.timings)
             self._changes.looked_at_()
-            self._coasted = np.zeros(len(found), bool)
             self._since, self._lost, self.windows = 0, False, (everything,)
             self.full_frames += 1
         else:
             views, timings = _look_at(self._crop, image, plan.windows)
             begun = time.perf_counter()
-            found, source = merge_views([*views, plan.still, plan.coasting], [*plan.windows, everything, everything],
-                                        hw, agnostic=self._full.agnostic)  # fmt: skip
-            self._coasted = source == len(views) + 1
-            self._changes.looked_at_(plan.windows)
-            nothing = (iou_matrix(plan.fresh, found.xyxy) == 0).all(axis=1)
-            dull = plan.fresh[nothing & _inside(plan.fresh, hw)]  # at the edge something may be coming in
-            self._changes.ignore_(dull, self.frames + self._every // 2)
-            # What has left at the picture's edge is gone; what is missing inside it needs a second look.
-            due = plan.due[_inside(plan.due, hw)]
-            self._lost |= bool((iou_matrix(due, found.xyxy) < 0.1).all(axis=1).any())
+            found, source = merge_views(
+                [*views, plan.known], [*plan.windows, everything], hw, agnostic=self._full.agnostic
+            )
+            if plan.rest:
+                found = replace(found, coasted=source == len(views))
+            else:
+                self._changes.looked_at_(plan.windows)
+                nothing = (iou_matrix(plan.fresh, found.xyxy) == 0).all(axis=1)
+                dull = plan.fresh[nothing & inside(plan.fresh, hw)]  # at the edge something may be coming in
+                self._changes.ignore_(dull, self.frames + self._every // 2)
+                # What has left at the picture's edge is gone; what is missing inside it needs a second look.
+                missing = plan.due[inside(plan.due, hw)]
+                self._lost |= bool((iou_matrix(missing, found.xyxy) < 0.1).all(axis=1).any())
             timings["post"] += (time.perf_counter() - begun) * 1e3
             self.crops += len(plan.windows)
             self.windows = tuple(plan.windows)
+        self._rested = plan is not None and plan.rest
         timings["pre"] += planned
         self._seen, self.timings = found, timings
         return found
@@ -280,42 +298,57 @@ class Adaptive:
         if not self.frames:
             return text
         done = f"{self.full_frames} of {self.frames} frames whole, {self.crops} crops"
-        return (f"{text} ({full:.1f} ms), between them at most {self.crops_at_most} crops at {self._sizes[1]} "
-                f"({crop:.1f} ms each); {done}")  # fmt: skip
+        return (f"{text} ({full:.1f} ms), between them crops at {self._sizes[1]} "
+                f"({min(self._crop_ms.values()):.1f} to {crop:.1f} ms each); {done}")  # fmt: skip
 
     def _weigh(self, hw: Size) -> None:
         """Measure what the two looks cost for pictures of this size, the first time that they are seen."""
-        canvas = self._full.prepare(hw)
+        canvas = self.prepare(hw)
         if canvas not in self._measured:
-            self._measured[canvas] = (self._cost(self._full, hw), self._cost(self._crop, (self._sizes[1],) * 2))
-        self.costs_ms = self._measured[canvas]
-        # Planning and merging cost a little too, hence the tenth.
-        self.crops_at_most = int(0.9 * self.costs_ms[0] / max(self.costs_ms[1], 1e-6))
+            full_ms, crops = self._cost(self._full, hw), {}
+            for shape in _shapes(hw, self._sizes[1]):
+                taken = self._crop.prepare(shape)  # a network that takes only the square shows every crop in it
+                crops[min(taken) / max(taken)] = self._cost(self._crop, shape)
+            self._measured[canvas] = (full_ms, crops)
+        self._full_ms, self._crop_ms = self._measured[canvas]
 
-    def _plan(self, changes: Changes, expected: Detections | None) -> _Plan | None:
-        """What to do with this frame; None where the whole of it is to be looked at."""
-        moved = changes.any_in(_grown(self._seen.xyxy, 0.1))
-        still, moving, coasted = self._seen[~moved], self._seen[moved], self._coasted[moved]
-        proven = self._proven(expected)
-        there, sure, others = _expected(moving.xyxy, still.xyxy, expected, proven, self._hw)
-        others = others[changes.any_in(others)]
-        # As far as this even an object that stopped dead keeps an overlap of a third with its box.
-        shift = np.abs(there - moving.xyxy).max(axis=1)
-        slow = sure & ~coasted & (shift <= _SLOW * (moving.xyxy[:, 2:] - moving.xyxy[:, :2]).min(axis=1))
-        stretched = np.concatenate([np.minimum(there, moving.xyxy)[:, :2], np.maximum(there, moving.xyxy)[:, 2:]], 1)
-        reach = _grown(stretched, np.where(sure, 0.25, 0.75)[:, None])  # wherever it may go, where no track tells
-        fresh = changes.unexplained(np.concatenate([reach, _grown(others, 0.25)]), self.frames)
-        wanted = np.concatenate([reach[~slow], _grown(others, 0.25), _grown(fresh, 0.5)])
-        if len(wanted) > (_AT_MOST if self.crops_at_most else 0):
+    def _rest(self, expected: Detections | None, proven: NDArray[np.bool_]) -> _Plan | None:
+        """Let objects move with their tracks, and look only where none can be relied on; None to look properly."""
+        if self._rested or expected is None:
             return None
-        windows = cover(wanted, self._hw, sizes=self._sizes, at_most=self.crops_at_most)
+        seen = self._seen
+        of = expected_of(seen.xyxy, seen.xyxy, expected, proven, self._hw)
+        # As far as this even an object that stopped dead keeps an overlap of a third with its box.
+        shift = np.abs(of.there - seen.xyxy).max(axis=1)
+        slow = of.proven & (shift <= _SLOW * (seen.xyxy[:, 2:] - seen.xyxy[:, :2]).min(axis=1))
+        coasts = slow | ~of.followed  # a tracker that does not follow it does not miss it either
+        if not coasts.any():
+            return None
+        reached = reach(seen.xyxy, of)
+        windows = self._cover(reached[~coasts])
         if windows is None:
             return None
-        # A slow object that lies wholly in one of the windows is seen there anyway.
-        shown = held_by(reach, windows, self._hw).any(axis=1)
-        coast = slow & ~shown
-        coasting = Detections(there[coast], moving.score[coast], moving.class_id[coast])
-        return _Plan(windows, still, coasting, there[~coast], fresh)
+        coasts &= ~held_by(reached, windows, self._hw).any(axis=1)  # it is seen there anyway
+        coasting = Detections(of.there[coasts], seen.score[coasts], seen.class_id[coasts])
+        return _Plan(windows, coasting, NONE, NONE, rest=True)
+
+    def _plan(self, changes: Changes, expected: Detections | None, proven: NDArray[np.bool_]) -> _Plan | None:
+        """Where to look in this frame; None where the whole of it is to be looked at."""
+        moved = changes.any_in(grown(self._seen.xyxy, 0.1))
+        still, moving = self._seen[~moved], self._seen[moved]
+        of = expected_of(moving.xyxy, still.xyxy, expected, proven, self._hw)
+        others = grown(of.others[changes.any_in(of.others)], 0.25)
+        known = np.concatenate([reach(moving.xyxy, of), others])
+        fresh = changes.unexplained(known, self.frames)
+        windows = self._cover(np.concatenate([known, grown(fresh, 0.5)]))
+        return None if windows is None else _Plan(windows, still, of.there, fresh, rest=False)
+
+    def _cover(self, boxes: NDArray[np.float32]) -> list[Window] | None:
+        """Windows that hold all boxes (N, 4); None where the whole picture costs less."""
+        if len(boxes) > _AT_MOST:
+            return None
+        # Planning and merging cost a little too, hence the tenth.
+        return cover(boxes, self._hw, sizes=self._sizes, costs=self._crop_ms, at_most=0.9 * self._full_ms)
 
     def _proven(self, expected: Detections | None) -> NDArray[np.bool_]:
         """Which of the expected objects have been tracked for long enough to have a speed; remembers them."""
@@ -333,40 +366,23 @@ class _Plan:
 
     Attributes:
         windows: to look at.
-        still, coasting: detections that stay, and that move with their tracks.
+        known: detections that need no look.
         due: (N, 4) boxes that must be found again in the windows.
         fresh: (M, 4) boxes of what may be new.
+        rest: whether all that is new waits for the next frame.
     """
 
     windows: list[Window]
-    still: Detections
-    coasting: Detections
+    known: Detections
     due: NDArray[np.float32]
     fresh: NDArray[np.float32]
+    rest: bool
 
 
-def _expected(
-    moving: NDArray[np.float32],
-    still: NDArray[np.float32],
-    expected: Detections | None,
-    proven: NDArray[np.bool_],
-    hw: tuple[int, int],
-) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.float32]]:
-    """Where each moving object should be (N, 4), whether a proven track says so (N,), and where else one should be."""
-    there, sure = moving.copy(), np.zeros(len(moving), bool)
-    if expected is None or not len(expected):
-        return there, sure, np.zeros((0, 4), np.float32)
-    boxes: NDArray[np.float32] = np.clip(expected.xyxy, 0, np.array([hw[1], hw[0]] * 2, np.float32))
-    inside = (boxes[:, 2:] > boxes[:, :2] + 1).all(axis=1)
-    boxes = boxes[inside]
-    overlap = iou_matrix(moving, boxes)
-    if len(moving) and len(boxes):
-        partner = overlap.argmax(axis=1)
-        near = overlap[np.arange(len(moving)), partner] > 0.2
-        sure = near & proven[inside][partner]
-        there[near] = boxes[partner[near]]
-    unseen = (overlap <= 0.2).all(axis=0) & (iou_matrix(boxes, still) <= 0.5).all(axis=1)
-    return there, sure, boxes[unseen]
+def _shapes(hw: Size, side: int) -> list[Size]:
+    """Heights and widths of crops of a picture (H, W): lying or standing as it does, and the square."""
+    flat = [(side * part // whole, side) for part, whole in SHARES]
+    return flat if hw[0] <= hw[1] else [(width, height) for height, width in flat]
 
 
 def _look_at(
@@ -380,15 +396,3 @@ def _look_at(
         for name, ms in look.timings.items():
             total[name] = total.get(name, 0.0) + ms
     return views, total
-
-
-def _inside(boxes: NDArray[np.float32], hw: tuple[int, int]) -> NDArray[np.bool_]:
-    """Which boxes (N, 4) do not touch the edge of a picture (H, W)."""
-    inside: NDArray[np.bool_] = np.all((boxes[:, :2] > 2) & (boxes[:, 2:] < (hw[1] - 2, hw[0] - 2)), axis=1)
-    return inside
-
-
-def _grown(boxes: NDArray[np.float32], share: float | NDArray[np.float64]) -> NDArray[np.float32]:
-    """Boxes (N, 4) with a margin of `share` of their longer side, and at least 8 pixels."""
-    margin = np.maximum(8, (boxes[:, 2:] - boxes[:, :2]).max(axis=1, keepdims=True) * share) if len(boxes) else 0
-    return (boxes + margin * np.array([-1, -1, 1, 1], np.float32)).astype(np.float32).reshape(-1, 4)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hawkeye.detections import Detections
-from hawkeye.geometry import iou_matrix
+from hawkeye.geometry import Size, iou_matrix
 
 Window = tuple[int, int, int, int]  # x1, y1, x2, y2 in picture pixels
+_ENLARGED = 1.5  # what only a larger scale shows is lost again in the next look at another one, and counts anew
+_ROUNDING = 2  # pixels that a window's edges may be moved outwards by
 _OVERLAP = 0.2  # of tiles, as a fraction of their side
 _NEAR_PX = 64  # an object this large in network pixels is found as surely as a larger one
 _SAME = 0.5  # overlap of two boxes that two views have of one object
@@ -29,52 +31,77 @@ def tiles(hw: tuple[int, int], side: int) -> list[Window]:
 
 
 def cover(
-    boxes: NDArray[np.float32], hw: tuple[int, int], *, sizes: tuple[int, int], at_most: int
+    boxes: NDArray[np.float32], hw: Size, *, sizes: tuple[int, int], costs: Mapping[float, float], at_most: float
 ) -> list[Window] | None:
-    """The fewest windows found that hold all boxes (N, 4), each shown at least as large as the whole picture would be.
+    """The cheapest windows found that hold all boxes (N, 4), shown at least as large as in the whole picture.
 
     A window is at most as wide and high as shows its contents at the scale of the whole picture in the large network;
-    boxes that are large enough stand for wider ones. Each window begins at the first box that is left, once from the
-    left and once from the top, and holds as many as it can: the better of the two is taken.
+    boxes that are large enough stand for wider ones. Each window begins at the first box that is left and holds as many
+    as it can: from the left, from the top, and in flat bands along the picture. The cheapest of the three is taken.
 
     Args:
         sizes: input sides of the large and the small network in pixels.
+        costs: of a window by its shape, which is its shorter side over its longer one; 1 is among them.
+        at_most: what all windows together may cost.
 
     Returns:
-        None where `at_most` windows are not enough.
+        None where that is not enough.
     """
     boxes = np.clip(boxes, 0, np.array([hw[1], hw[0]] * 2, np.float32))
-    sweeps = [_sweep(boxes, hw, axis, sizes, at_most) for axis in (0, 1)]
-    return min((windows for windows in sweeps if windows is not None), key=len, default=None)
+    best, least = None, at_most
+    along = 0 if hw[1] >= hw[0] else 1
+    for axis, flat in ((0, 1.0), (1, 1.0), (along, min(costs))):
+        windows = _sweep(boxes, hw, axis, flat, sizes, costs, least)
+        if windows is not None and (best is None or cost_of(windows, costs) < least):
+            best, least = windows, cost_of(windows, costs)
+    return best
+
+
+def cost_of(windows: Sequence[Window], costs: Mapping[float, float]) -> float:
+    """What windows cost, by their shapes."""
+    total = 0.0
+    for x1, y1, x2, y2 in windows:
+        shape = min(x2 - x1, y2 - y1) / max(x2 - x1, y2 - y1)
+        total += costs[min(share for share in costs if shape <= share)]
+    return total
 
 
 def _sweep(
-    boxes: NDArray[np.float32], hw: tuple[int, int], axis: int, sizes: tuple[int, int], at_most: int
+    boxes: NDArray[np.float32],
+    hw: Size,
+    axis: int,
+    flat: float,
+    sizes: tuple[int, int],
+    costs: Mapping[float, float],
+    at_most: float,
 ) -> list[Window] | None:
     full, crop = sizes
     side = crop * max(1.0, max(hw) / full)
+    across = flat * side - _ROUNDING if flat < 1 else side
     large = np.sqrt((boxes[:, 2:] - boxes[:, :2]).prod(axis=1)) * crop / max(hw) >= _NEAR_PX
     windows: list[Window] = []
     left = np.ones(len(boxes), bool)
     while left.any():
-        if len(windows) == at_most:
+        if cost_of(windows, costs) + min(costs.values()) > at_most:
             return None
         todo = boxes[left]
         first = todo[:, axis].min()
         along = todo[:, axis + 2] <= first + side
         start = todo[:, 1 - axis][:, None]  # (n, 1): where the window may begin across
-        fits: NDArray[np.bool_] = along & (todo[:, 1 - axis] >= start) & (todo[:, 3 - axis] <= start + side)
+        fits: NDArray[np.bool_] = along & (todo[:, 1 - axis] >= start) & (todo[:, 3 - axis] <= start + across)
         fits = fits[fits[:, int(todo[:, axis].argmin())]]  # those that hold the first one
         best = fits[int(fits.sum(axis=1).argmax())] if len(fits) else np.zeros(len(todo), bool)
+        longest = side
         if large[left].sum() > best.sum():
-            best = large[left]
+            best, longest = large[left], float(max(hw))
         if not best.any():
             return None
         inside = todo[best]
-        windows.append(_window(inside[:, :2].min(axis=0), inside[:, 2:].max(axis=0), crop, hw))
+        limits = max(float(crop), side / _ENLARGED), longest
+        windows.append(_window(inside[:, :2].min(axis=0), inside[:, 2:].max(axis=0), limits, hw, costs))
         left[left] = ~best
         left &= ~held_by(boxes, windows[-1:], hw)[:, 0]  # it may be larger than its contents
-    return windows
+    return windows if cost_of(windows, costs) <= at_most else None
 
 
 def held_by(boxes: NDArray[np.float32], windows: Sequence[Window], hw: tuple[int, int]) -> NDArray[np.bool_]:
@@ -85,14 +112,34 @@ def held_by(boxes: NDArray[np.float32], windows: Sequence[Window], hw: tuple[int
     return held
 
 
-def _window(low: NDArray[np.float32], high: NDArray[np.float32], least: int, hw: tuple[int, int]) -> Window:
-    """A square around a box, at least `least` pixels a side, moved into the picture, and cut where it is too small."""
-    side = max(float(least), float((high - low).max()))
-    start = (low + high - side) / 2
+def _window(
+    low: NDArray[np.float32],
+    high: NDArray[np.float32],
+    limits: tuple[float, float],
+    hw: Size,
+    shapes: Iterable[float],
+) -> Window:
+    """The flattest window along the picture around a box, moved into the picture, and cut where that is too small.
+
+    Args:
+        low, high: corners of the box.
+        limits: of the window's longer side in pixels; the box fits into a square of the second.
+        shapes: the shorter side over the longer one; 1 is among them.
+    """
+    content = (high - low).tolist()
+    across = 1 if hw[1] >= hw[0] else 0
+    side = max(limits[0], *content)
+    sides = [side, side]
+    for shape in sorted(shapes):
+        longer = max(limits[0], content[1 - across], (content[across] + _ROUNDING) / shape)
+        if shape < 1 and longer <= limits[1]:
+            sides[across], sides[1 - across] = shape * longer - _ROUNDING, longer
+            break
     ends = []
     for axis, length in ((0, hw[1]), (1, hw[0])):
-        begin = min(max(0.0, float(start[axis])), max(0.0, length - side))
-        ends.append((int(begin), min(length, int(np.ceil(begin + side)))))
+        start = float(low[axis] + high[axis] - sides[axis]) / 2
+        begin = min(max(0.0, start), max(0.0, length - sides[axis]))
+        ends.append((int(begin), min(length, int(np.ceil(begin + sides[axis])))))
     return ends[0][0], ends[1][0], ends[0][1], ends[1][1]
 
 

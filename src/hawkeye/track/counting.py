@@ -10,6 +10,8 @@ What counts, exactly:
   goes in again is one "in" and one "out". What leaves the picture and comes back after the tracker forgot it is new.
 - **A zone** is entered or left when the anchor is clearly inside or outside by the same measure. A track that is first
   seen inside has entered; one that vanishes inside has left when it was last seen. So entries = exits + occupancy.
+- **What was not seen counts nothing**: a box that only moved with its track may have gone too far. Its crossing counts
+  in the next frame that shows it.
 - **The class** of a track is what most of its detections were so far; a stay in a zone keeps the class of its entry. A
   rule for some classes counts a track that becomes one of them: in a zone while it is inside, over a line within 2 s of
   its crossing, with the time of that. What has been counted stays.
@@ -190,6 +192,8 @@ class Counter:
         self._advance(time_s)
         self._has_data = True
         events = self._forget(time_s)
+        if tracked.coasted is not None:
+            tracked = tracked[~tracked.coasted]
         if not len(tracked) or tracked.track_id is None:
             return events
         ids = tracked.track_id.tolist()
