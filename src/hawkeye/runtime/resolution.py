@@ -341,7 +341,8 @@ class Adaptive:
         known = np.concatenate([reach(moving.xyxy, of), others])
         fresh = changes.unexplained(known, self.frames)
         windows = self._cover(np.concatenate([known, grown(fresh, 0.5)]))
-        return None if windows is None else _Plan(windows, still, of.there, fresh, rest=False)
+        due = of.there if expected is None else of.there[of.followed]  # a tracker does not miss what it does not follow
+        return None if windows is None else _Plan(windows, still, due, fresh, rest=False)
 
     def _cover(self, boxes: NDArray[np.float32]) -> list[Window] | None:
         """Windows that hold all boxes (N, 4); None where the whole picture costs less."""
