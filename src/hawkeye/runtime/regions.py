@@ -58,6 +58,16 @@ def expected_of(
     return Expected(there, followed, sure, tracks[unseen])
 
 
+def leap(before: Detections | None, now: Detections | None, share: float) -> bool:
+    """Whether most tracks are expected elsewhere than in the last frame by more than `share` of their shorter side."""
+    if before is None or now is None or before.track_id is None or now.track_id is None:
+        return False
+    _, then, here = np.intersect1d(before.track_id, now.track_id, return_indices=True)
+    moved = np.abs(now.xyxy[here] - before.xyxy[then]).max(axis=1)
+    sides = (before.xyxy[then, 2:] - before.xyxy[then, :2]).min(axis=1)
+    return bool(((moved > share * sides) & (now.track_id[here] >= 0)).sum() > len(here) / 2)
+
+
 def reach(boxes: Boxes, expected: Expected) -> Boxes:
     """All of the picture that objects (N, 4) may be in: far around where no proven track says where they go."""
     low, high = np.minimum(expected.there, boxes)[:, :2], np.maximum(expected.there, boxes)[:, 2:]

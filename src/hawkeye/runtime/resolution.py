@@ -24,7 +24,7 @@ from hawkeye.geometry import PAD_VALUE, SHARES, Size, iou_matrix
 from hawkeye.records import RuntimeName
 from hawkeye.runtime.changes import Changes
 from hawkeye.runtime.detector import Detector, check_picture
-from hawkeye.runtime.regions import NONE, expected_of, grown, inside, reach
+from hawkeye.runtime.regions import NONE, expected_of, grown, inside, leap, reach
 from hawkeye.runtime.views import Window, cover, held_by, merge_views, tiles
 
 FULL, CROP = 640, 320
@@ -229,10 +229,10 @@ class Adaptive:
         self.windows: tuple[Window, ...] = ()
         self._hw = (0, 0)
         self._changes: Changes | None = None
-        self._since, self._lost = 0, False
-        self._seen = Detections.empty()
+        self._since, self._lost, self._seen = 0, False, Detections.empty()
         self._ids: list[NDArray[np.int64]] = [np.zeros(0, np.int64)] * _PROVEN
         self._rested = False
+        self._expected: Detections | None = None  # in the last frame
 
     def prepare(self, source_hw: Size) -> Size:
         """See `Policy`."""
@@ -289,7 +289,7 @@ class Adaptive:
             self.windows = tuple(plan.windows)
         self._rested = plan is not None and plan.rest
         timings["pre"] += planned
-        self._seen, self.timings = found, timings
+        self._seen, self._expected, self.timings = found, expected, timings
         return found
 
     def describe(self) -> str:
@@ -297,9 +297,9 @@ class Adaptive:
         (full, crop), text = self.costs_ms, f"adaptive: whole every {self._every} frames at {self._sizes[0]}"
         if not self.frames:
             return text
+        between = f"crops at {self._sizes[1]} ({min(self._crop_ms.values()):.1f} to {crop:.1f} ms each)"
         done = f"{self.full_frames} of {self.frames} frames whole, {self.crops} crops"
-        return (f"{text} ({full:.1f} ms), between them crops at {self._sizes[1]} "
-                f"({min(self._crop_ms.values()):.1f} to {crop:.1f} ms each); {done}")  # fmt: skip
+        return f"{text} ({full:.1f} ms), between them {between}; {done}"
 
     def _weigh(self, hw: Size) -> None:
         """Measure what the two looks cost for pictures of this size, the first time that they are seen."""
@@ -314,7 +314,8 @@ class Adaptive:
 
     def _rest(self, expected: Detections | None, proven: NDArray[np.bool_]) -> _Plan | None:
         """Let objects move with their tracks, and look only where none can be relied on; None to look properly."""
-        if self._rested or expected is None:
+        # Where most have gone far, as after frames that are missing, boxes cannot be told to be nobody's.
+        if self._rested or expected is None or leap(self._expected, expected, _SLOW):
             return None
         seen = self._seen
         of = expected_of(seen.xyxy, seen.xyxy, expected, proven, self._hw)
