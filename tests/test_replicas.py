@@ -48,3 +48,13 @@ def test_a_replica_has_its_own_settings_canvas_and_timings(tmp_path: Path) -> No
     picture = np.full((64, 64, 3), 128, np.uint8)
     assert len(first(picture)) > len(second(picture)) == len(detector(picture))
     assert first.timings is not second.timings
+
+
+@pytest.mark.parametrize("rect", [True, False])
+def test_replicas_take_the_square_too_which_is_compiled_when_it_comes(tmp_path: Path, rect: bool) -> None:
+    detector = Detector(tiny_ir.stock_folder(tmp_path, stock_head=True), imgsz=128, rect=rect, conf=0.45)
+    replica = detector.replicas()[0]
+    dice = np.random.default_rng(0)
+    for hw in ((100, 100), (90, 160)):
+        image = dice.integers(0, 256, (*hw, 3), np.uint8)
+        assert np.array_equal(replica(image).xyxy, detector(image).xyxy)

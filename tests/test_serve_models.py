@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,6 +71,24 @@ def test_a_picture_that_is_alone_has_all_cores_and_several_share_them(service: S
         assert len({id(whole), id(one), id(other)}) == 3
     with pool.detector(alone=True) as again:
         assert again is whole
+
+
+@pytest.mark.skipif(cpu_count() < 2, reason="one core is not shared")
+def test_a_model_that_is_served_no_more_lets_its_replicas_go_when_they_are_idle(service: Service) -> None:
+    pool = models_of(service).pool("tiny")
+    with pool.detector(alone=False) as detector:
+        gone = weakref.ref(detector)
+        service.switch_model("other")
+        assert len(detector(world.scene())) > 0, "whoever works with one goes on"
+        del detector
+    gc.collect()
+    assert gone() is None
+    content = world.png(world.scene())
+    for model in ("tiny", "other"):
+        assert service.detect(content, Detecting(model=model)).model == model
+    service.rollback_model()
+    with pool.detector(alone=False) as detector:
+        assert len(detector(world.scene())) > 0
 
 
 def test_requests_at_the_same_time_work_at_the_same_time(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:

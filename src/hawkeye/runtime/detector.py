@@ -21,6 +21,7 @@ from hawkeye.records import RuntimeName
 from hawkeye.runtime import Runtime, load_runtime, open_file
 from hawkeye.store import is_store, released
 
+_VIDEO = (720, 1280)  # what is looked at most
 # Where `hawkeye optimize` puts its results, the best for use first.
 BEST = ("4-quantize/pruned", "3-export/pruned", "4-quantize/original", "3-export/original")
 
@@ -105,9 +106,9 @@ class Detector:
 
         Each thread takes one for itself. See `OpenVinoRuntime.replicas`; waits for a compilation.
         """
-        make: Callable[[], list[Runtime]] | None = getattr(self.runtime, "replicas", None)
+        make: Callable[[Size], list[Runtime]] | None = getattr(self.runtime, "replicas", None)
         replicas = []
-        for runtime in make() if make is not None else ():
+        for runtime in make(self.prepare(_VIDEO)) if make is not None else ():
             replica = copy.copy(self)
             replica.runtime, replica.timings, replica._canvases, replica._letterbox = runtime, {}, {}, None
             replicas.append(replica)

@@ -35,19 +35,29 @@ T = TypeVar("T")
 
 
 class _Shapes(Generic[T]):
-    """What is made of an IR for each shape of canvas: the square at once, the others when they are first asked for.
+    """What is made of an IR for each shape of canvas: one at once, the others when they are first asked for.
 
     Safe to use from several threads. What is made is kept; `rectangle` knows five shapes.
 
     Args:
         make: compiles one shape and wraps it.
+        first: the shape that is made at once; left out, the square.
     """
 
-    def __init__(self, ir: Ir, make: Callable[[Size], T]) -> None:
+    def __init__(self, ir: Ir, make: Callable[[Size], T], first: Size | None = None) -> None:
         self._ir, self._make, self._lock = ir, make, threading.Lock()
         self.square: Size = (ir.spec.imgsz, ir.spec.imgsz)
-        self.made: dict[Size, T] = {self.square: make(self.square)}
+        first = first or self.square
+        self.made: dict[Size, T] = {first: make(first)}
         self._tied = False
+
+    def get(self, hw: Size) -> T | None:
+        """What is made for a shape, and for the square in any case."""
+        if hw == self.square and hw not in self.made:
+            with self._lock:
+                if hw not in self.made:
+                    self.made[hw] = self._make(hw)
+        return self.made.get(hw)
 
     def canvas_for(self, source_hw: Size) -> Size:
         """See `Runtime.canvas_for`. A graph that cannot be given a rectangle takes the square, and the log says so."""
@@ -95,7 +105,7 @@ class OpenVinoRuntime:
         self.spec, self.name = self._ir.spec, self._ir.name
         self.threads, self._cache_dir = threads or cpu_count(), cache_dir
         self.precision_hint = _HINTS[self.name] or "default"
-        self._networks = self._compiled_for("LATENCY")
+        self._networks = self._compiled_for("LATENCY", (self.spec.imgsz, self.spec.imgsz))
         self._requests: dict[Size, _Request] = {}
         self._shared = False
         self.precision_executed = convolutions(_executed(self._networks.made[self._networks.square]))
@@ -107,7 +117,7 @@ class OpenVinoRuntime:
     def infer(self, canvas: NDArray[np.uint8]) -> NDArray[np.float32]:
         """See `Runtime.infer`. The canvas is read in place; hand in the same array each time to bind it only once."""
         hw = (canvas.shape[0], canvas.shape[1]) if canvas.ndim == 3 else (0, 0)
-        network = self._networks.made.get(hw)
+        network = self._networks.get(hw)
         if network is None or canvas.shape[2] != 3 or canvas.dtype != np.uint8 or not canvas.flags.c_contiguous:
             raise ModelError("the canvas does not fit the network", got=f"{canvas.dtype} {canvas.shape}",
                              expected=f"contiguous uint8 (h, w, 3) of a shape that `canvas_for` gave, such as "
@@ -117,21 +127,21 @@ class OpenVinoRuntime:
             request = self._requests[hw] = _Request(network, shared=self._shared)
         return request(canvas)
 
-    def replicas(self) -> list[OpenVinoRuntime]:
+    def replicas(self, canvas_hw: Size) -> list[OpenVinoRuntime]:
         """The same network for several threads at the same time, each of which takes one of these for itself.
 
         They share the cores between them: more pictures per second than all cores on one picture give, each later.
-        Compiled once for all; as many as OpenVINO thinks best here.
+        Compiled once for all, for one shape of canvas at first; as many as OpenVINO thinks best here.
         """
-        networks = self._compiled_for("THROUGHPUT")
-        count = int(networks.made[networks.square].get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
+        networks = self._compiled_for("THROUGHPUT", canvas_hw)
+        count = int(networks.made[canvas_hw].get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
         replicas = [copy.copy(self) for _ in range(count)]
         for replica in replicas:
             replica._networks, replica._requests, replica._shared = networks, {}, True
         return replicas
 
-    def _compiled_for(self, mode: str) -> _Shapes[ov.CompiledModel]:
-        return _Shapes(self._ir, lambda hw: _shaped(self._ir, hw, self.threads, mode, self._cache_dir))
+    def _compiled_for(self, mode: str, first: Size) -> _Shapes[ov.CompiledModel]:
+        return _Shapes(self._ir, lambda hw: _shaped(self._ir, hw, self.threads, mode, self._cache_dir), first)
 
     def queue(self) -> OpenVinoQueue:
         """The same networks once more, compiled for several requests in flight."""

@@ -52,8 +52,8 @@ class Pool:
         runtime = self._first.runtime
         self._sharing = not config.workers and runtime.threads > 1 and hasattr(runtime, "replicas")
         self._alone, self._opening = threading.Lock(), threading.Lock()
-        self._free: queue.LifoQueue[Detector] = queue.LifoQueue()
-        self._opened = 0
+        self._several: queue.LifoQueue[Detector] | None = None
+        self._count = 0
 
     def open_all(self) -> int:
         """Open what works on several pictures at the same time; waits for a compilation, once.
@@ -61,15 +61,14 @@ class Pool:
         Returns:
             how many there may be.
         """
-        if not self._opened:
+        self._opened()
+        return self._count
+
+    def close_replicas(self) -> None:
+        """Let go of the memory of what `open_all` has opened, once nobody works with it; it can be opened again."""
+        if self._sharing:
             with self._opening:
-                if not self._opened:
-                    detectors = (self._first.replicas() if self._sharing else
-                                 [self._first, *(self._open() for _ in range(self._config.workers - 1))])  # fmt: skip
-                    for detector in detectors:
-                        self._free.put(detector)
-                    self._opened = len(detectors)
-        return self._opened
+                self._several = None
 
     @contextmanager
     def detector(self, *, alone: bool) -> Iterator[Detector]:
@@ -82,12 +81,22 @@ class Pool:
             with self._alone:
                 yield self._first
             return
-        self.open_all()
-        detector = self._free.get()
+        several = self._opened()
+        detector = several.get()
         try:
             yield detector
         finally:
-            self._free.put(detector)
+            several.put(detector)
+
+    def _opened(self) -> queue.LifoQueue[Detector]:
+        with self._opening:
+            if self._several is None:
+                detectors = (self._first.replicas() if self._sharing else
+                             [self._first, *(self._open() for _ in range(self._config.workers - 1))])  # fmt: skip
+                self._several, self._count = queue.LifoQueue(), len(detectors)
+                for detector in detectors:
+                    self._several.put(detector)
+            return self._several
 
     def _open(self) -> Detector:
         return Detector(self._place, rect=self._config.rect, threads=self._config.threads)
@@ -206,12 +215,13 @@ class Models:
             NotFound, ModelError: see `pool`; the served one stays.
         """
         pool = self.pool(model)
-        pool.open_all()
         if self._history[-1:] == [model]:
             self._history.pop()  # back to where it came from
         elif self.served and self.served != model:
             self._history = [*self._history, self.served][-_HISTORY:]
-        self.served = model
+        before, self.served = self._pools.get(self.served), model
+        if before is not None and before is not pool:
+            before.close_replicas()
         log.info("serving %s (%s)", model, pool.precision)
         if remember:
             self._store.put("setting", "model", {"named": self._config.model or DEMO, "served": model,
