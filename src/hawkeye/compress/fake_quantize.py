@@ -21,12 +21,13 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from hawkeye.compress.export import INPUT
+from hawkeye.compress.optimizer import LEAST_VECTOR
 from hawkeye.compress.quantizers import LEVELS, Quantization
 from hawkeye.errors import ExportError
 
-# Adam moves each parameter by about the learning rate per step, whatever its gradient's size. At 1e-5 a range then
-# moves by a thousandth of itself; with one scale a layer, ten times less won back half as much in the same time.
-_PACE = 100.0
+# The optimizer moves a value near zero by the learning rate times LEAST_VECTOR. A range then moves by about the rate
+# times itself in a step, as kernels do.
+_PACE = 1 / LEAST_VECTOR
 
 
 class _RoundThrough(torch.autograd.Function):

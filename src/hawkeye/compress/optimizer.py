@@ -17,11 +17,11 @@ from torch import Tensor
 _BETA, _BETA_SQUARED = 0.9, 0.99
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the Newton-Schulz iteration, as published
 _ITERATIONS = 5
-_LEAST_VECTOR = 1e-3  # biases that start at zero must be able to move
+LEAST_VECTOR = 1e-3  # size of a value at least: biases that start at zero must be able to move
 
 
 class RelativeMuon(torch.optim.Optimizer):
-    """Muon for tensors of two or more dimensions, Adam for vectors, each step `lr` times the tensor's norm.
+    """Muon for kernels, Adam for vectors, each step `lr` times the tensor's norm, which is at least `LEAST_VECTOR`'s.
 
     Args:
         params: parameters or groups of them.
@@ -44,14 +44,14 @@ class RelativeMuon(torch.optim.Optimizer):
                     state["mean"], state["square"] = torch.zeros_like(p), torch.zeros_like(p)
                 state["step"] += 1
                 mean = state["mean"].lerp_(p.grad, 1 - _BETA)
-                if p.ndim > 1:
+                if p.ndim > 1 and p[0].numel() > 1:  # one value an output is a vector, whatever its shape
                     direction = orthogonal(mean.lerp(p.grad, 1 - _BETA).flatten(1)).view_as(p)
                     size = p.norm()
                 else:
                     square = state["square"].mul_(_BETA_SQUARED).addcmul_(p.grad, p.grad, value=1 - _BETA_SQUARED)
                     square = square / (1 - _BETA_SQUARED ** state["step"])
                     direction = mean / (1 - _BETA ** state["step"]) / (square.sqrt() + 1e-12)
-                    size = (p.abs().mean() + _LEAST_VECTOR) * p.numel() ** 0.5
+                    size = (p.abs().mean() + LEAST_VECTOR) * p.numel() ** 0.5
                 p.add_(direction * (size / (direction.norm() + 1e-12)), alpha=-group["lr"])
 
 

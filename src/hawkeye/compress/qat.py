@@ -2,7 +2,9 @@
 
 It begins exactly where calibration ends, so it can only be kept if it is better. Ranges come from calibration and no
 observer ever moves them; they are trained by gradient or stay. The recipe follows what others agree on (YOLOv6
-tools/qat, PaddleSlim ACT): BatchNorm folded, a rate of 1e-6 to 3e-5, no mosaics, distillation rather than labels alone.
+tools/qat, PaddleSlim ACT): BatchNorm folded, no mosaics, distillation rather than labels alone, a small rate. Theirs is
+1e-6 to 3e-5 for Adam; here it is a share of each layer's own size, since one step between two integers is such a share
+(docs/results/int8.md).
 """
 
 from __future__ import annotations
@@ -71,9 +73,8 @@ def train(
     settings = RecoverConfig.build(
         **{name: getattr(config, name) for name in ("seed", "device", "budget", "steps", "batch", "lr", "labels",
                                                     "holdout", "checks", "save_every")},
-        # Adam's first steps are of full size in every weight, and a calibrated network has something to lose: with a
-        # warm-up of four steps its distance from float rose by a tenth.
-        optimizer="adamw", mosaic=0.0, features=1.0, warmup=0.15,
+        # A calibrated network has something to lose: with a warm-up of four steps its distance from float rose first.
+        optimizer="muon", mosaic=0.0, features=1.0, warmup=0.15,
     )  # fmt: skip
     every = all_features(original, device)
     lessons, objective = distillation(model, original, learn, loaded.names, imgsz, every, settings)
