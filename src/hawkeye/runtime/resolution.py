@@ -190,7 +190,7 @@ class Adaptive:
       stretched to where the tracker expects it, and around each change that no object explains: something new may be
       there.
     - A rest: objects move with their tracks, and no change is looked for. Crops are taken only around objects that move
-      far, and new ones: they must be seen in the next frame too, or the tracker takes them for a flicker.
+      far or leave, and new ones: they must be seen in the next frame too, or the tracker takes them for a flicker.
 
     All rest in the same frame, because what costs is the number of crops, and one crop holds many objects. Crops come
     from the full-resolution picture, lying or standing as it does where that holds their contents. They show it at
@@ -321,7 +321,8 @@ class Adaptive:
         # As far as this even an object that stopped dead keeps an overlap of a third with its box.
         shift = np.abs(of.there - seen.xyxy).max(axis=1)
         slow = of.proven & (shift <= _SLOW * (seen.xyxy[:, 2:] - seen.xyxy[:, :2]).min(axis=1))
-        coasts = slow | ~of.followed  # a tracker that does not follow it does not miss it either
+        # What leaves the picture may be over a line in its last frame; what no tracker follows none will miss.
+        coasts = (slow & inside(of.there, self._hw)) | ~of.followed
         if not coasts.any():
             return None
         reached = reach(seen.xyxy, of)
