@@ -73,8 +73,10 @@ class Latency:
         self._cost, self._table, self._total = Cost(model, groups, imgsz), table, whole.total
         self._layers = layers_of(model, imgsz)
         self._full = ends[0]
-        # A machine at work with other things may find the half no quicker; less width never costs time.
-        self._slope = max(0.0, whole.total - whole.half) / (ends[0] - ends[1])
+        # A machine at work with other things may find the half no quicker; less width never costs time. And the
+        # narrowest of detectors have no half.
+        apart = ends[0] - ends[1]
+        self._slope = max(0.0, whole.total - whole.half) / apart if apart > 0 else 0.0
         self._known: dict[tuple[int, int, int], float] = {}  # a search asks for the same ones
 
     def ms(self, widths: dict[str, int]) -> float:
