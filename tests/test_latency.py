@@ -269,7 +269,7 @@ def detector(tmp_path_factory):
     return tiny_detector.fresh(tmp_path_factory.mktemp("detector") / "small.pt", width=0.25)
 
 
-LIFTED = {"flops": 1.0, "params": 1.0, "samples": 8, "rounds": 2, "imgsz": 64}
+LIFTED = {"flops": 1.0, "params": 1.0, "samples": 8, "rounds": 2, "imgsz": 64, "separable": False}
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from hawkeye.scenes import NAMES  # noqa: E402
 
 pytestmark = pytest.mark.compress
 SIZE = 96
-CONFIG = {"samples": 8, "rounds": 2, "align": 4, "imgsz": SIZE}
+CONFIG = {"samples": 8, "rounds": 2, "align": 4, "imgsz": SIZE, "separable": False}  # test_separable.py has the other
 
 
 @pytest.fixture(scope="module")

@@ -161,7 +161,7 @@ def test_record_covers_every_convolution_but_dfl_and_shared_ranges_stay_shared(r
 def test_calibration_corrects_biases(tiny_exported, record, float_network):
     """NNCF sees no bias in what OpenVINO's ONNX reader makes of one, and then corrects none, without a word."""
     model = quantizers.read_ir(tiny_exported.path("openvino"))
-    assert quantizers.fold_biases_(model) == len(record.convolutions)
+    assert quantizers.fold_constants_(model) == len(record.convolutions)
     x = np.random.default_rng(0).random((1, 3, 64, 64), np.float32)
     before = core().compile_model(str(tiny_exported.path("openvino")), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     after = core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})

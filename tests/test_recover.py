@@ -46,7 +46,7 @@ def original(scenes, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pruned(original, scenes, tmp_path_factory):
-    config = PruneConfig(data=scenes, method="l1", flops=0.6, params=0.6)
+    config = PruneConfig(data=scenes, method="l1", flops=0.6, params=0.6, separable=False)
     return prune(original, config, out=tmp_path_factory.mktemp("pruned"))
 
 
@@ -371,7 +371,7 @@ def test_what_pruning_has_not_touched_stays_as_it_is_and_the_rest_learns(origina
         chosen = [g for g in groups if not g.protected and all(int(p.split(".")[1]) > 14 for p in g.producers)]
         return {group.name: torch.arange(group.width // 2) for group in chosen}
 
-    config = PruneConfig(data=scenes, method="l1", flops=0.9, params=0.9)
+    config = PruneConfig(data=scenes, method="l1", flops=0.9, params=0.9, separable=False)
     source = prune(original, config, out=tmp_path / "pruned", allocator=late)
     longer = settings(data=scenes, steps=12, lr=3e-3)
     result = recover(source, longer, teacher=original, out=tmp_path / "kept")

@@ -38,6 +38,7 @@ Params = Annotated[float | None, about(PruneConfig, "params")]
 Latency = Annotated[float | None, about(PruneConfig, "latency")]
 Method = Annotated[Literal["obs", "l1", "bn", "taylor"] | None, about(PruneConfig, "method")]
 Align = Annotated[int | None, about(PruneConfig, "align")]
+Separable = Annotated[bool | None, about(PruneConfig, "separable")]
 Budget = Annotated[str | None, about(RecoverConfig, "budget")]
 Steps = Annotated[int | None, about(RecoverConfig, "steps")]
 Threads = Annotated[int | None, about(BenchmarkConfig, "threads")]
@@ -63,6 +64,7 @@ class RunOptions:
     latency: Latency = None
     method: Method = None
     align: Align = None
+    separable: Separable = None
     budget: Budget = None
     steps: Steps = None
     int8: Int8 = None
@@ -96,7 +98,7 @@ class RunOptions:
             imgsz=None if self.imgsz == "auto" else self.imgsz,
             device=self.device, store=self.store,
             prune=given(base.prune, flops=self.flops, params=self.params, latency=self.latency, method=self.method,
-                        align=self.align),
+                        align=self.align, separable=self.separable),
             recover=given(base.recover, budget=self.budget, steps=self.steps),
             quantize=given(base.quantize, mode=self.int8),
             gates=given(base.gates, max_drop=self.max_drop),

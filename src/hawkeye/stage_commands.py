@@ -36,6 +36,7 @@ from hawkeye.options import (
     OwnSize,
     Params,
     Seed,
+    Separable,
     Steps,
     Threads,
     about,
@@ -58,6 +59,7 @@ def prune(
     latency: Latency = None,
     method: Method = None,
     align: Align = None,
+    separable: Separable = None,
     samples: Annotated[int | None, about(PruneConfig, "samples")] = None,
     rounds: Annotated[int | None, about(PruneConfig, "rounds")] = None,
     imgsz: OwnSize = None,
@@ -73,7 +75,7 @@ def prune(
         hawkeye prune yolov8n.pt --images pictures/ --out runs/faster --latency 0.6 --flops 1 --params 1
     """
     config = given(PruneConfig(), data=data, images=images, flops=flops, params=params, latency=latency, method=method,
-                   align=align, samples=samples, rounds=rounds, imgsz=imgsz, seed=seed,
+                   align=align, separable=separable, samples=samples, rounds=rounds, imgsz=imgsz, seed=seed,
                    device=device)  # fmt: skip
     source = _source(model, out, imgsz, "prune")
     made = load("hawkeye.compress.prune").prune(source, config, out=out)

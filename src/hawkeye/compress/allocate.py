@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hawkeye.compress import knapsack
-from hawkeye.compress.groups import Group
+from hawkeye.compress.groups import Group, depthwise
 from hawkeye.errors import BoundsError
 
 
@@ -59,6 +59,7 @@ class _Layer:
     extra: int  # parameters per output channel beside the kernel (BatchNorm, bias)
     inputs: int
     outputs: int
+    depthwise: bool
 
 
 class Cost:
@@ -84,7 +85,8 @@ class Cost:
         for name, conv in convs.items():
             extra = (conv.bias is not None) + (2 if name.endswith(".conv") and "dfl" not in name else 0)
             area = conv.kernel_size[0] * conv.kernel_size[1]
-            self._layers[name] = _Layer(area, pixels[name], extra, conv.in_channels, conv.out_channels)
+            self._layers[name] = _Layer(area, pixels[name], extra, conv.in_channels, conv.out_channels,
+                                        depthwise(conv))  # fmt: skip
         # (name, width, consumers with the number of inputs per channel, producers)
         self._groups = [(g.name, g.width, [(name, c.shape[1]) for name, c in g.consumers.items()], g.producers)
                         for g in groups]  # fmt: skip
@@ -99,6 +101,7 @@ class Cost:
                     inputs[name] -= gone * times
                 for name in producers:
                     outputs[name] -= gone
+        inputs |= {name: outputs[name] for name, layer in self._layers.items() if layer.depthwise}
         return inputs, outputs
 
     def total(self, widths: dict[str, int]) -> tuple[int, int]:
@@ -106,7 +109,7 @@ class Cost:
         inputs, outputs = self.channels(widths)
         macs = params = 0
         for name, layer in self._layers.items():
-            kernel = layer.area * inputs[name] * outputs[name]
+            kernel = layer.area * outputs[name] * (1 if layer.depthwise else inputs[name])
             macs += kernel * layer.pixels
             params += kernel + layer.extra * outputs[name]
         return macs, params

@@ -220,6 +220,8 @@ def parameters_of(config: QuantizeConfig, bits: int) -> AdvancedQuantizationPara
         # The first layer's weights have 7 bits in any case: its sums are the largest, and it costs nothing.
         overflow_fix=nncf.OverflowFix.ENABLE if bits == 7 else nncf.OverflowFix.FIRST_LAYER,
         weights_quantization_params=QuantizationParameters(per_channel=config.per_channel),
+        # What depthwise convolutions read would get a range per channel, beside the one that others read it with.
+        activations_quantization_params=QuantizationParameters(per_channel=False),
     )
 
 
@@ -244,7 +246,7 @@ def post_training(
             task.advance(note=f"{len(counted)} pictures")
         return {INPUT: canvas_of(path, imgsz)[None]}
 
-    quantizers.fold_biases_(model)  # or NNCF corrects none of them
+    quantizers.fold_constants_(model)  # or NNCF corrects none of them
     ignored = int8_checks.decode_of_openvino(model)
     nncf.set_log_level(logging.ERROR)
     with contextlib.redirect_stdout(io.StringIO()):  # its progress bars

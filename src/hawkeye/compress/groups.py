@@ -153,6 +153,11 @@ def protected_outputs(model: nn.Module) -> dict[str, str]:
     return found
 
 
+def depthwise(conv: nn.Conv2d) -> bool:
+    """Whether each channel is filtered by itself."""
+    return conv.groups > 1 and conv.groups == conv.in_channels == conv.out_channels
+
+
 def cut_(model: nn.Module, keep: dict[str, Collection[int]], groups: Collection[Group]) -> None:
     """Remove all but the kept channels of each named group, everywhere at once."""
     for group in groups:
@@ -178,6 +183,7 @@ def _graph(model: nn.Module) -> tp.DependencyGraph:
 def _describe(group: tp.Group, names: dict[nn.Module, str]) -> Group:
     width = len(group[0].idxs)
     producers: list[str] = []
+    after: list[str] = []
     consumers: dict[str, set[tuple[int, int]]] = {}
     inputs: dict[str, int] = {}
     for item in group:
@@ -185,7 +191,10 @@ def _describe(group: tp.Group, names: dict[nn.Module, str]) -> Group:
         if not isinstance(module, nn.Conv2d):
             continue
         name = names[module]
-        if item.dep.handler == tp.prune_conv_out_channels:
+        if depthwise(module):  # a channel in is a channel out: cut along, never the first
+            if name not in after:
+                after.append(name)
+        elif item.dep.handler == tp.prune_conv_out_channels:
             if name not in producers:
                 producers.append(name)
         else:
@@ -201,4 +210,6 @@ def _describe(group: tp.Group, names: dict[nn.Module, str]) -> Group:
     joined = [name for name, channels in index.items() if channels.shape[1] > 1 or width < inputs[name]]
     if joined:
         reasons.append("concatenated into " + ", ".join(joined))
-    return Group(producers[0], width, tuple(producers), index, "; ".join(reasons) or "alone")
+    if after:
+        reasons.append("depthwise: " + ", ".join(after))
+    return Group(producers[0], width, (*producers, *after), index, "; ".join(reasons) or "alone")

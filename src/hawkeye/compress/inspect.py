@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hawkeye.compress import yolo
 from hawkeye.compress.allocate import Cost
-from hawkeye.compress.groups import Group, SplitC2f, find_groups, split_c2f_
+from hawkeye.compress.groups import Group, SplitC2f, depthwise, find_groups, split_c2f_
 from hawkeye.compress.macs import params_and_macs
 from hawkeye.compress.prune import load_batches
 from hawkeye.compress.saliency import ObsScorer, collect
@@ -133,7 +133,8 @@ def _layers(model: nn.Module, imgsz: int, frames: int) -> tuple[list[dict[str, A
         own = [*conv.parameters(), *(norm.parameters() if norm is not None else ())]
         rows.append({
             "name": name,
-            "kind": "convolution" + (", BatchNorm, SiLU" if norm is not None else ""),
+            "kind": "depthwise convolution, BatchNorm" if depthwise(conv)
+                    else "convolution" + (", BatchNorm, SiLU" if norm is not None else ""),
             "shape": list(conv.weight.shape),
             "stride": conv.stride[0],
             "channels_in": conv.in_channels,

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hawkeye.compress.export import OUTPUT
+from hawkeye.compress.quantizers import CONVOLUTIONS
 from hawkeye.errors import ExportError, MissingExtraError
 from hawkeye.runtime.core import core
 
@@ -106,7 +107,7 @@ def check_openvino(model: openvino.Model, in_float: Collection[str] = ()) -> tup
     quantizers = sorted(n for n in decode if nodes[n].get_type_name() == "FakeQuantize")
     if quantizers:
         raise ExportError("the box decode was quantized", got=quantizers[:3], expected="float")
-    convolutions = [node for name, node in nodes.items() if node.get_type_name() == "Convolution"]
+    convolutions = [node for name, node in nodes.items() if node.get_type_name() in CONVOLUTIONS]
     outside = [node for node in convolutions if node.get_friendly_name() not in decode]
     loose = {node.get_friendly_name().removesuffix("/WithoutBiases") for node in outside
              if not _quantized_weights(node.input_value(1).get_node())}  # fmt: skip

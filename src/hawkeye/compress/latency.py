@@ -24,7 +24,7 @@ from hawkeye import environment
 from hawkeye.artifact import digest, write_json
 from hawkeye.compress import latency_table, yolo
 from hawkeye.compress.allocate import Cost, units_of
-from hawkeye.compress.groups import Group, SplitC2f, cut_, find_groups, merge_c2f_, split_c2f_
+from hawkeye.compress.groups import Group, SplitC2f, cut_, depthwise, find_groups, merge_c2f_, split_c2f_
 from hawkeye.compress.latency_table import Table
 from hawkeye.compress.layer_models import Precision, Shape, networks_ms, version
 from hawkeye.config import QuantizeConfig
@@ -139,15 +139,26 @@ def profile(model: nn.Module, imgsz: int, *, threads: int = 0, precisions: tuple
     layers = layers_of(split, imgsz)
     halve_(split)
     half = layers_of(split, imgsz)
+    merge_c2f_(split)
     tables: dict[Precision, Table] = {}
     count = 0
     for precision in precisions:
         tables[precision] = latency_table.open_table(precision, threads)
         shapes = wanted(layers, precision)
         count += latency_table.measure_(tables[precision], shapes, runs=runs)
-    merge_c2f_(split)
     any_threads = next(iter(tables.values())).threads
     return Profile(imgsz, layers, half, tables, _wholes(model, split, layers, imgsz, any_threads), count)
+
+
+def whole_ms(model: nn.Module, imgsz: int, *, threads: int = 0) -> dict[Precision, float]:
+    """Milliseconds of one run of a stock detector as it is, in both precisions."""
+    split = copy.deepcopy(model)
+    split_c2f_(split)
+    layers = layers_of(split, imgsz)
+    halve_(split)
+    merge_c2f_(split)
+    wholes = _wholes(model, split, layers, imgsz, threads or environment.cpu_count())
+    return {precision: whole.total for precision, whole in wholes.items()}
 
 
 def halve_(model: nn.Module) -> None:
@@ -186,7 +197,8 @@ def layers_of(model: nn.Module, imgsz: int) -> list[Layer]:
             continue
         parts = (name, halves[name]) if name in halves else (name,)
         last = name.startswith(head) and not name.endswith(".conv")
-        shape = Shape("output" if last else "conv", conv.kernel_size[0], conv.stride[0], conv.in_channels,
+        kind = "output" if last else "depthwise" if depthwise(conv) else "conv"
+        shape = Shape(kind, conv.kernel_size[0], conv.stride[0], conv.in_channels,
                       conv.out_channels * len(parts), *cells[name])  # fmt: skip
         found.append(Layer(parts, shape, last))
     return found
@@ -237,7 +249,8 @@ def summary(made: Profile) -> dict[str, Any]:
     for layer in made.layers:
         shape = layer.shape
         # A wider layer that takes no longer makes a width pointless.
-        costs = {cout: table.ms(shape._replace(cout=cout)) for cout in latency_table.grid(shape.cout)}
+        costs = {cout: table.ms(shape._replace(cin=cout if shape.kind == "depthwise" else shape.cin, cout=cout))
+                 for cout in latency_table.grid(shape.cout)}  # fmt: skip
         poor = [] if layer.fixed else [
             cout for cout, ms in costs.items() if any(costs[wider] <= ms for wider in costs if wider > cout)
         ]  # fmt: skip

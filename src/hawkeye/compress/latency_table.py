@@ -95,6 +95,10 @@ class Table:
         if (known := self._ms.get(shape)) is not None:
             return known
         cins, couts = self._axis((shape.kind, shape.kernel, shape.stride, shape.h, shape.w))
+        if shape.kind == "depthwise":  # as many channels out as in
+            low, high, share = _between(cins, shape.cin, shape)
+            a, b = (self._ms[shape._replace(cin=width, cout=width)] for width in (low, high))
+            return a + share * (b - a)
         # Layers of one family may have been measured up to different widths.
         cins = [cin for cin in cins if couts[cin][-1] > shape.cout - 16]
         low, high, share = _between(cins, shape.cin, shape)
@@ -128,6 +132,9 @@ def wanted(layers: Iterable[Shape], precision: Precision, fixed: Iterable[Shape]
     found: set[Shape] = set()
     for layer in layers:
         cins = (layer.cin,) if layer.cin <= 3 else grid(layer.cin, precision)
+        if layer.kind == "depthwise":
+            found |= {layer._replace(cin=width, cout=width) for width in cins}
+            continue
         couts = (layer.cout,) if layer in kept else grid(layer.cout, precision)
         found |= {layer._replace(cin=cin, cout=cout) for cin in cins for cout in couts}
     return sorted(found)
@@ -173,8 +180,8 @@ def _pass_(table: Table, shapes: Iterable[Shape], title: str, runs: int) -> None
     for shape in shapes:
         groups[(shape.kernel, shape.stride, shape.cin, shape.h, shape.w)].append(shape)
     # A bar of equal steps would lie: a layer's time goes with its multiply-accumulates, and compiling one with nothing.
-    effort = {key: sum(s.h * s.w * s.cin * s.cout * s.kernel**2 / 1e6 + _COMPILE for s in group)
-              for key, group in groups.items()}  # fmt: skip
+    effort = {key: sum(s.h * s.w * (1 if s.kind == "depthwise" else s.cin) * s.cout * s.kernel**2 / 1e6 + _COMPILE
+                       for s in group) for key, group in groups.items()}  # fmt: skip
     fresh: dict[Shape, float] = {}
     with progress(title, round(sum(effort.values()))) as bar:
         for number, (key, group) in enumerate(groups.items(), 1):

@@ -31,7 +31,8 @@ class Shape(NamedTuple):
     """What a convolution's cost depends on.
 
     Attributes:
-        kind: "conv" with bias and SiLU, or "output", the head's last 1x1 with float results.
+        kind: "conv" with bias and SiLU, "depthwise" with bias alone, or "output", the head's last 1x1 with float
+            results.
         kernel, stride: of both directions.
         cin, cout: channels.
         h, w: of the output, in cells.
@@ -129,19 +130,22 @@ def _model(shapes: Sequence[Shape], precision: Precision) -> ov.Model:
     source = _quantizer(picture) if precision == "int8" else picture
     results = []
     for shape in shapes:
-        size = (shape.cout, shape.cin, shape.kernel, shape.kernel)
+        groups = [shape.cout, 1] if shape.kind == "depthwise" else [shape.cout]
+        size = (*groups, 1 if shape.kind == "depthwise" else shape.cin, shape.kernel, shape.kernel)
         if precision == "int8":
             whole: Any = op.convert(op.constant(rng.integers(-127, 128, size, np.int8)), np.float32)
-            weights: Any = op.multiply(whole, op.constant(np.full((shape.cout, 1, 1, 1), 1e-3, np.float32)))
+            weights: Any = op.multiply(whole, op.constant(np.full((*groups, 1, 1, 1), 1e-3, np.float32)))
         else:
             weights = op.constant(rng.standard_normal(size, np.float32) * np.float32(0.01))
         pad = [shape.kernel // 2] * 2
-        value = op.convolution(source, weights, [shape.stride] * 2, pad, pad, [1, 1])
+        convolution = op.group_convolution if shape.kind == "depthwise" else op.convolution
+        value = convolution(source, weights, [shape.stride] * 2, pad, pad, [1, 1])
         value.set_friendly_name(_name(shape))
         value = op.add(value, op.constant(np.full((1, shape.cout, 1, 1), 0.01, np.float32)))
         if shape.kind == "conv":
             value = op.swish(value)
-            value = _quantizer(value) if precision == "int8" else value
+        if shape.kind != "output" and precision == "int8":
+            value = _quantizer(value)
         # One cell leaves the model: copying whole maps out would take longer than some layers.
         corner = [op.constant([0, 0]), op.constant([1, 1]), op.constant([1, 1]), op.constant([2, 3])]
         results.append(op.result(op.slice(value, *corner)))

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from hawkeye import artifact, keys
 from hawkeye.artifact import Artifact
-from hawkeye.compress import yolo
+from hawkeye.compress import separable, yolo
 from hawkeye.compress.allocate import Allocator, Cost, LatencyBound, Scorer, allocate, check_reachable, units_of
 from hawkeye.compress.forecast import forecast, tell
 from hawkeye.compress.groups import Group, cut_, find_groups, merge_c2f_, split_c2f_
-from hawkeye.compress.latency import profile
+from hawkeye.compress.latency import profile, whole_ms
 from hawkeye.compress.macs import params_and_macs
 from hawkeye.compress.original import import_original
 from hawkeye.compress.saliency import ObsScorer, StaticScorer, collect
@@ -63,18 +63,21 @@ def prune(source: Artifact | Path, config: PruneConfig, *, out: Path, allocator:
     model = copy.deepcopy(checkpoint.model)
     split_c2f_(model)
     groups = find_groups(model)
-    channels = {group.name: torch.arange(group.width) for group in groups}  # kept, in the original's numbering
     cost = Cost(model, groups, imgsz)
     start = cost.total({})
+    bounds = start[0] * config.flops, start[1] * config.params
     # Before anything is measured: a later step would tell it after minutes, in fractions of what is left by then.
-    check_reachable(groups, cost, macs=start[0] * config.flops, params=start[1] * config.params, align=config.align)
+    check_reachable(groups, cost, macs=bounds[0], params=bounds[1], align=config.align)
+    separated = _separate_(model, config, pictures, imgsz)
+    groups = find_groups(model)
+    channels = {group.name: torch.arange(group.width) for group in groups}  # kept, in the original's numbering
     clocks = _Clocks(checkpoint.model, model, groups, imgsz, config) if config.latency is not None else None
+    begin = Cost(model, groups, imgsz).total({})
     rounds = config.rounds if config.method == "obs" else 1
     for step in range(1, rounds + 1):
         # Equal ratios a step; the last one lands on the bounds themselves.
-        targets = [
-            total * bound ** (step / rounds) for total, bound in zip(start, (config.flops, config.params), strict=True)
-        ]
+        targets = [total * min(1.0, bound / total) ** (step / rounds)
+                   for total, bound in zip(begin, bounds, strict=True)]  # fmt: skip
         scorer = _scorer(model, groups, pictures, config, imgsz, step, rounds, checkpoint.names)
         keep = allocator(
             groups, Cost(model, groups, imgsz), scorer, macs=targets[0], params=targets[1], align=config.align,
@@ -107,7 +110,7 @@ def prune(source: Artifact | Path, config: PruneConfig, *, out: Path, allocator:
         parent_sha256=base.sha256, key=key, config=config.model_dump(mode="json"), seed=config.seed,
         details={**fractions, "widths": widths, "kept_features": kept, "pictures": len(pictures),
                  "groups": {name: len(index) for name, index in channels.items()},
-                 "forecast": told, **({"latency": timed} if timed else {})},
+                 "forecast": told, "separated": separated, **({"latency": timed} if timed else {})},
     )  # fmt: skip
 
 
@@ -121,11 +124,13 @@ class _Clocks:
     def __init__(self, original: nn.Module, split: nn.Module, groups: list[Group], imgsz: int,
                  config: PruneConfig) -> None:  # fmt: skip
         assert config.latency is not None
-        self._profile = profile(original, imgsz, threads=config.threads, precisions=("int8",))
+        whole = copy.deepcopy(split)
+        merge_c2f_(whole)
+        self._profile = profile(whole, imgsz, threads=config.threads, precisions=("int8",))
         self._of, self._start = config.latency_of, self._profile.wholes["int8"].total
-        self._reference = self._profile.wholes[self._of].total
-        self._end = _AIM * config.latency * self._reference
-        if self._end >= self._start:
+        self._reference = whole_ms(original, imgsz, threads=config.threads)[self._of]
+        self._end = min(self._start, _AIM * config.latency * self._reference)
+        if self._end >= self._start and not config.separable:
             raise BoundsError("--latency leaves nothing to prune", got=config.latency,
                               expected=f"below {self._start / self._reference / _AIM:.3f}, which INT8 alone reaches",
                               mend="leave pruning out with --skip prune,recover")  # fmt: skip
@@ -176,6 +181,20 @@ def _as_original(source: Artifact | Path, config: PruneConfig, out: Path) -> Art
         )
     imgsz = config.imgsz or yolo.load_checkpoint(source).imgsz
     return import_original(source, imgsz=imgsz, out=out / "original")
+
+
+def _separate_(model: nn.Module, config: PruneConfig, pictures: Sequence[Path], imgsz: int) -> dict[str, float]:
+    """Give the head depthwise-separable convolutions if the recipe asks for them; what each has lost, by name."""
+    names = separable.convolutions(model) if config.separable else []
+    if not names:
+        return {}
+    with progress("measuring, separable convolutions", len(pictures)) as bar:
+        moments = collect(model, [f"{name}.conv" for name in names], load_batches(pictures, imgsz), seed=config.seed,
+                          advance=bar.advance)  # fmt: skip
+    lost = separable.separate_(model, names, moments)
+    say(f"{len(names)} convolutions of the head are depthwise and pointwise now, and lose "
+        f"{min(lost.values()):.1%} to {max(lost.values()):.1%} of their output's energy")  # fmt: skip
+    return lost
 
 
 def _scorer(model: nn.Module, groups: list[Group], pictures: Sequence[Path], config: PruneConfig, imgsz: int,
@@ -236,7 +255,8 @@ def _widths(original: nn.Module, groups: list[Group], channels: dict[str, Tensor
             if split != name and split in now:  # the joined first convolution of a C2f
                 widths[name] = [module.out_channels, 2 * now[split]]
             else:
-                widths[name] = [module.out_channels, now[name]]
+                found = name if name in now else name.replace(".conv", ".1.conv")  # pointwise, behind a depthwise one
+                widths[name] = [module.out_channels, now[found]]
     return widths
 
 

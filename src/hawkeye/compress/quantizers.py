@@ -26,6 +26,7 @@ except ImportError as error:
     raise MissingExtraError("compress", error.name or "openvino") from error
 
 LEVELS = 256  # of a feature map: unsigned 8 bits
+CONVOLUTIONS = ("Convolution", "GroupConvolution")  # of the IR; depthwise ones are of the second kind
 # They only move numbers, so what they give is quantized where what they read is.
 _MOVERS = ("VariadicSplit", "Split", "Slice", "StridedSlice", "Concat", "Interpolate", "MaxPool")
 
@@ -132,7 +133,7 @@ def read(model: openvino.Model, graph: onnx.ModelProto) -> Quantization:
         kind = node.get_type_name()
         if kind == "Concat":
             _join_(found, sorted(_quantizers_before(node.input_values())))
-        elif kind == "Convolution" and _kernel_constants(node) is not None:
+        elif kind in CONVOLUTIONS and _kernel_constants(node) is not None:
             name = _onnx_name(node)
             if name not in convs:
                 raise ExportError("a convolution of the IR is not in the ONNX graph", got=name)
@@ -263,33 +264,38 @@ def write_openvino_(model: openvino.Model, quantization: Quantization) -> None:
             for i, value in enumerate(activation.range * 2, 1):
                 shape = list(node.input_value(i).get_shape())
                 _set_(node, i, opset13.constant(np.full(shape, value, np.float32)))
-        elif node.get_type_name() == "Convolution" and _onnx_name(node) in quantization.convolutions:
+        elif node.get_type_name() in CONVOLUTIONS and _onnx_name(node) in quantization.convolutions:
             name = _onnx_name(node)
             conv = quantization.convolutions[name]
             add, place = _bias_of(node)
             _set_(add, place, opset13.constant(conv.bias.reshape(1, -1, 1, 1).astype(np.float32)))
+            shape = list(node.get_input_shape(1))  # that of a depthwise kernel has the groups in front
             if name in in_float:
-                _set_(node, 1, opset13.constant(conv.kernel.astype(np.float32)))
+                _set_(node, 1, opset13.constant(conv.kernel.astype(np.float32).reshape(shape)))
                 continue
-            integers = opset13.convert(opset13.constant(conv.integers()), "f32")
-            scale = opset13.constant(conv.scale.reshape(-1, 1, 1, 1).astype(np.float32))
+            integers = opset13.convert(opset13.constant(conv.integers().reshape(shape)), "f32")
+            scale = opset13.constant(conv.scale.reshape(-1, *[1] * (len(shape) - 1)).astype(np.float32))
             kernel = opset13.multiply(integers, scale)
             kernel.set_friendly_name(node.input_value(1).get_node().get_friendly_name())
             _set_(node, 1, kernel)
     model.validate_nodes_and_infer_types()
 
 
-def fold_biases_(model: openvino.Model) -> int:
-    """Make each convolution's bias a plain constant; returns how many there are.
+def fold_constants_(model: openvino.Model) -> int:
+    """Make each convolution's bias, and a depthwise one's kernel, a plain constant; returns how many biases there are.
 
-    OpenVINO's ONNX reader computes a bias's four dimensions in the graph. NNCF then takes the convolution for one
-    without a bias, and leaves out the correction of biases without a word.
+    OpenVINO's ONNX reader computes a bias's four dimensions, and the five of a depthwise kernel, in the graph. NNCF
+    then takes the convolution for one without a bias, and leaves out the correction of biases without a word.
     """
     count = 0
     for node in model.get_ordered_ops():
-        if node.get_type_name() != "Convolution" or (found := _bias(node)) is None:
+        if node.get_type_name() not in CONVOLUTIONS or (found := _bias(node)) is None:
             continue
         add, place = found
+        if node.get_type_name() == "GroupConvolution" and _constant(node.input_value(1)) is not None:
+            kernel = opset13.constant(_data(node.input_value(1)).reshape(list(node.get_input_shape(1))))
+            kernel.set_friendly_name(f"{_onnx_name(node)}/Kernel")
+            _set_(node, 1, kernel)
         bias = opset13.constant(_data(add.input_value(place)).reshape(1, -1, 1, 1))
         bias.set_friendly_name(f"{_onnx_name(node)}/Bias")
         _set_(add, place, bias)

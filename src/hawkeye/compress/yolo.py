@@ -49,7 +49,7 @@ try:
     from ultralytics.cfg import DEFAULT_CFG_DICT, get_cfg
     from ultralytics.data.augment import Mosaic
     from ultralytics.data.dataset import YOLODataset
-    from ultralytics.nn.modules import SPPF, Bottleneck, C2f, Concat, Conv, Detect
+    from ultralytics.nn.modules import SPPF, Bottleneck, C2f, Concat, Conv, Detect, DWConv
     from ultralytics.nn.modules.block import DFL
     from ultralytics.nn.tasks import DetectionModel, torch_safe_load, yaml_model_load
     from ultralytics.utils.loss import v8DetectionLoss
@@ -59,7 +59,7 @@ if os.environ["YOLO_VERBOSE"].lower() == "false":
     logging.getLogger("ultralytics").setLevel(logging.ERROR)  # its warnings go to stdout, where our JSON goes
 cv2.setNumThreads(_opencv_threads)  # Ultralytics switches OpenCV to one thread for the whole process
 
-_BLOCKS = (Conv, C2f, SPPF, Bottleneck, Concat, Detect, DFL, DetectionModel)
+_BLOCKS = (Conv, DWConv, C2f, SPPF, Bottleneck, Concat, Detect, DFL, DetectionModel)
 _SUPPORTED = "a YOLOv8 detector: Conv, C2f, SPPF, Bottleneck and a Detect head"
 
 
@@ -293,6 +293,11 @@ def freeze_statistics_(model: DetectionModel, frozen: bool = True) -> None:
             module.__class__ = _FrozenConv if frozen else Conv
         if isinstance(module, nn.SiLU):
             module.inplace = not frozen  # in place, autograd clones the input first
+
+
+def depthwise_and_pointwise(inputs: int, outputs: int, kernel: int, stride: int) -> tuple[nn.Module, nn.Module]:
+    """Two fresh stock blocks in place of one; the depthwise one has no activation."""
+    return DWConv(inputs, inputs, kernel, stride, act=False), Conv(inputs, outputs, 1)
 
 
 def folded(model: DetectionModel) -> DetectionModel:

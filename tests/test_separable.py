@@ -1,0 +1,298 @@
+"""Depthwise-separable heads: the fit against what it minimises, exact surgery, and all stages behind."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import shutil
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("ultralytics")
+pytest.importorskip("torch_pruning")
+
+from torch import nn  # noqa: E402
+
+import tiny_detector  # noqa: E402
+from hawkeye.compress import latency, yolo  # noqa: E402
+from hawkeye.compress.allocate import Cost, units_of  # noqa: E402
+from hawkeye.compress.groups import cut_, depthwise, find_groups, merge_c2f_, split_c2f_  # noqa: E402
+from hawkeye.compress.latency_table import Table, wanted  # noqa: E402
+from hawkeye.compress.layer_models import Shape, layers_ms  # noqa: E402
+from hawkeye.compress.macs import params_and_macs  # noqa: E402
+from hawkeye.compress.prune import load_batches, prune  # noqa: E402
+from hawkeye.compress.saliency import Moments, collect  # noqa: E402
+from hawkeye.compress.separable import convolutions, factors, separate_  # noqa: E402
+from hawkeye.config import ExportConfig, PruneConfig, QuantizeConfig  # noqa: E402
+from hawkeye.data import list_images  # noqa: E402
+from hawkeye.errors import ConfigError  # noqa: E402
+from hawkeye.scenes import NAMES  # noqa: E402
+
+pytestmark = pytest.mark.compress
+SIZE = 96
+CONFIG = {"samples": 8, "rounds": 2, "align": 4, "imgsz": SIZE, "separable": True}
+
+
+@pytest.fixture(scope="module")
+def dense():
+    """A small detector whose BatchNorms do something; not to be changed."""
+    torch.manual_seed(0)
+    model = yolo.build_detector(NAMES, width=0.125, imgsz=SIZE).eval().requires_grad_(False)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.weight.uniform_(0.5, 1.5)
+            module.bias.uniform_(-0.5, 0.5)
+            module.running_mean.uniform_(-0.2, 0.2)
+            module.running_var.uniform_(0.2, 1.0)
+    return model
+
+
+@pytest.fixture(scope="module")
+def frames(drawn):
+    return next(load_batches(list_images(drawn.parent / "images" / "train"), SIZE))
+
+
+@pytest.fixture(scope="module")
+def separated(dense, frames):
+    """The same detector with another head, its C2f split; not to be changed."""
+    model = copy.deepcopy(dense)
+    names = convolutions(model)
+    lost = separate_(model, names, collect(model, [f"{name}.conv" for name in names], [frames]))
+    split_c2f_(model)
+    return model, lost
+
+
+@pytest.fixture(scope="module")
+def pruned(dense, drawn, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("separable")
+    yolo.save_checkpoint(folder / "dense.pt", dense, names=NAMES)
+    return prune(folder / "dense.pt", PruneConfig(data=drawn, **CONFIG), out=folder / "out")
+
+
+def moments(inputs=5, outputs=6, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    root = torch.randn(inputs * 9, inputs * 9, generator=generator, dtype=torch.float64)
+    fisher = torch.rand(outputs, generator=generator, dtype=torch.float64) + 0.1
+    return Moments(torch.randn(inputs * 9, generator=generator, dtype=torch.float64), root @ root.T, fisher)
+
+
+def lost_by(weight, known, depth, point):
+    """Weighted output energy of the difference, over that of the whole; the ridge of the fit left out."""
+    weight = weight.double().flatten(1)
+    error = weight - (point[:, :, None] * depth[None]).flatten(1)
+    energy, left = (torch.einsum("o,od,de,oe->", known.fisher, a, known.cov, a) for a in (weight, error))
+    return float(left / energy)
+
+
+# --- the fit ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_kernel_that_is_separable_is_found_exactly():
+    generator = torch.Generator().manual_seed(1)
+    depth, point = torch.randn(5, 9, generator=generator), torch.randn(6, 5, generator=generator)
+    weight = (point[:, :, None] * depth[None]).view(6, 5, 3, 3)
+    found, mixed, lost = factors(weight, moments())
+    assert lost < 1e-9
+    assert torch.allclose((mixed[:, :, None] * found[None]).view(6, 5, 3, 3), weight.double(), atol=1e-4)
+
+
+def test_neither_factor_can_be_improved_and_the_loss_is_what_it_says():
+    weight, known = torch.randn(6, 5, 3, 3, generator=torch.Generator().manual_seed(2)), moments()
+    depth, point, lost = factors(weight, known)
+    assert lost == pytest.approx(lost_by(weight, known, depth, point), rel=0.05)
+    assert 0.05 < lost < 1
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        # The pointwise factor was fitted last, to the optimum; the depthwise one one sweep before.
+        step = 0.02 * torch.randn(point.shape, generator=generator, dtype=torch.float64) * point.abs().mean()
+        assert lost_by(weight, known, depth, point + step) > lost_by(weight, known, depth, point) - 1e-4
+        step = 0.2 * torch.randn(depth.shape, generator=generator, dtype=torch.float64) * depth.abs().mean()
+        assert lost_by(weight, known, depth + step, point) > lost_by(weight, known, depth, point)
+
+
+def test_what_the_inputs_are_decides_the_fit():
+    """Filters are fitted to what the convolution reads: fitted to white noise they lose more of it."""
+    weight, known = torch.randn(6, 5, 3, 3, generator=torch.Generator().manual_seed(3)), moments()
+    white = Moments(known.mean, torch.eye(45, dtype=torch.float64), known.fisher)
+    depth, point, _ = factors(weight, white)
+    assert factors(weight, known)[2] < 0.8 * lost_by(weight, known, depth, point)
+
+
+def test_channels_that_are_never_active_do_no_harm():
+    known = moments()
+    known.cov[:9] = known.cov[:, :9] = 0
+    depth, point, lost = factors(torch.randn(6, 5, 3, 3), known)
+    assert torch.isfinite(depth).all() and torch.isfinite(point).all() and lost < 1
+
+
+# --- the network ------------------------------------------------------------------------------------------------------
+
+
+def test_the_head_s_full_convolutions_are_the_ones(dense, separated):
+    names = convolutions(dense)
+    assert names == [f"model.22.cv{b}.{level}.{i}" for b in (2, 3) for level in range(3) for i in range(2)]
+    assert convolutions(separated[0]) == []
+
+
+def test_mean_outputs_stay_and_blocks_are_stock(dense, separated, frames):
+    model, lost = separated
+    assert lost.keys() == set(convolutions(dense))
+    assert all(0 <= share < 1 for share in lost.values())
+    allowed = {type(module) for module in dense.modules()}
+    head = model.model[-1]
+    assert {type(module).__name__ for module in head.modules() if type(module) not in allowed} == {"DWConv", "Identity"}
+    known = collect(dense, ["model.22.cv3.0.0.conv"], [frames])["model.22.cv3.0.0.conv"]
+    block, (first, second) = dense.get_submodule("model.22.cv3.0.0"), model.get_submodule("model.22.cv3.0.0")
+    patch = known.mean.view(1, -1, 3, 3).float()  # read without padding: one output, of the mean input
+    whole = block.bn(nn.functional.conv2d(patch, block.conv.weight))
+    middle = nn.functional.conv2d(patch, first.conv.weight, groups=patch.shape[1])
+    assert torch.allclose(second.bn(second.conv(first.bn(middle))), whole, atol=1e-4)
+
+
+def test_depthwise_channels_go_with_those_that_they_filter(separated):
+    model = separated[0]
+    groups = find_groups(model)
+    of = {name: group for group in groups for name in group.producers}
+    assert of["model.22.cv3.0.1.0.conv"].name == "model.22.cv3.0.0.1.conv"
+    assert "depthwise" in of["model.22.cv3.0.1.0.conv"].why
+    assert of["model.22.cv3.0.0.0.conv"] is of["model.15.cv2.conv"]  # the neck's map, read by both branches
+    assert not any(depthwise(model.get_submodule(name)) for group in groups for name in group.consumers)
+
+
+def test_cut_network_equals_the_same_with_zeroed_channels_and_costs_what_was_said(separated, frames):
+    model = copy.deepcopy(separated[0])
+    groups = find_groups(model)
+    cost = Cost(model, groups, SIZE)
+    assert cost.total({}) == params_and_macs(model, SIZE)[::-1]
+    generator = torch.Generator().manual_seed(4)
+    keep = {}
+    for unit in units_of(groups):
+        for group in unit:
+            drawn = torch.randperm(group.width, generator=generator)[: max(2, group.width // 2)]
+            keep[group.name] = drawn.sort().values
+    zeroed = copy.deepcopy(model)
+    for group in groups:
+        gone = torch.ones(group.width, dtype=torch.bool)
+        gone[keep.get(group.name, slice(None))] = False
+        for name in group.producers if group.name in keep else ():
+            block = zeroed.get_submodule(name.rpartition(".")[0])
+            for tensor in (block.conv.weight, block.bn.weight, block.bn.bias):
+                tensor.data[gone] = 0
+    cut_(model, {name: index.tolist() for name, index in keep.items()}, groups)
+    with torch.no_grad():
+        assert torch.allclose(model(frames)[1]["scores"], zeroed(frames)[1]["scores"], rtol=1e-4, atol=1e-4)
+        assert torch.allclose(model(frames)[1]["boxes"], zeroed(frames)[1]["boxes"], rtol=1e-4, atol=1e-4)
+    expected = cost.total({name: len(index) for name, index in keep.items()})
+    merge_c2f_(model)
+    assert params_and_macs(model, SIZE)[::-1] == expected
+
+
+# --- the stages behind ------------------------------------------------------------------------------------------------
+
+
+def test_pruning_with_such_a_head_keeps_the_bounds_and_loads_as_stock(pruned, drawn):
+    from ultralytics import YOLO
+
+    assert pruned.details["flops_kept"] <= 0.7 and pruned.details["params_kept"] <= 0.7
+    assert len(pruned.details["separated"]) == 12
+    model = yolo.load_checkpoint(pruned.path("pytorch")).model
+    assert (pruned.params, pruned.macs) == params_and_macs(model, SIZE)
+    assert (
+        pruned.details["widths"]["model.22.cv3.0.1.conv"][1]
+        == model.get_submodule("model.22.cv3.0.1.1.conv").out_channels
+    )
+    stock = YOLO(str(pruned.path("pytorch")))
+    picture = list_images(drawn.parent / "images" / "val")[0]
+    assert len(stock.predict(picture, imgsz=SIZE, conf=0.0001, verbose=False)[0].boxes) > 0
+
+
+def test_a_detector_that_has_such_a_head_already_is_pruned_on(pruned, drawn, tmp_path):
+    config = PruneConfig(data=drawn, **{**CONFIG, "flops": 0.9, "params": 0.9})
+    made = prune(pruned.path("pytorch"), config, out=tmp_path / "out")
+    assert made.details["separated"] == {}
+    assert made.details["flops_kept"] <= 0.9 and made.details["params_kept"] <= 0.9
+
+
+def test_it_is_quantized_whole_and_read_back(pruned, drawn, tmp_path):
+    pytest.importorskip("nncf")
+    from hawkeye.compress import quantizers
+    from hawkeye.compress.export import export
+    from hawkeye.compress.quantize import quantize
+
+    exported = export(pruned, ExportConfig(), out=tmp_path / "export")
+    images = tmp_path / "pictures"
+    for split in ("train", "val"):
+        shutil.copytree(drawn.parent / "images" / split, images / split)
+    int8 = quantize(exported, QuantizeConfig(images=images, mode="ptq"), out=tmp_path / "int8")
+    convs = [m for m in yolo.load_checkpoint(pruned.path("pytorch")).model.modules() if isinstance(m, nn.Conv2d)]
+    assert sum(depthwise(conv) for conv in convs) == 12
+    assert int8.details["convolutions"] == len(convs)
+    assert int8.details["int8_convolutions"] == len(convs) - 1  # all but DFL
+    record = quantizers.load(int8.path("openvino"), exported.path("onnx"))
+    assert len(record.convolutions) == len(convs) - 1
+
+
+# --- its price --------------------------------------------------------------------------------------------------------
+
+
+def test_a_depthwise_layer_is_priced_by_its_one_width():
+    layer = Shape("depthwise", 3, 1, 64, 64, 20, 20)
+    known = Table("int8", 2, None)
+    shapes = wanted([layer], "int8")
+    assert {(shape.cin, shape.cout) for shape in shapes} == {(width, width) for width in range(8, 65, 8)}
+    known.put({shape: shape.cout * 1e-3 for shape in shapes})
+    assert known.ms(layer._replace(cin=24, cout=24)) == pytest.approx(0.024)
+    assert known.ms(layer._replace(cin=20, cout=20)) == pytest.approx(0.032)  # padded to the next block
+    with pytest.raises(ConfigError):
+        known.ms(layer._replace(cin=128, cout=128))
+
+
+def test_depthwise_kernels_are_measured_and_cost_less_than_full_ones():
+    full, depth = (Shape(kind, 3, 1, 64, 64, 40, 40) for kind in ("conv", "depthwise"))
+    for precision in ("int8", "fp32"):
+        found = layers_ms([full, depth], precision, threads=1, runs=5)
+        assert 0 < found[depth] < found[full]
+
+
+def test_the_table_covers_a_separable_network_at_every_width(separated):
+    model = separated[0]
+    groups, layers = find_groups(model), latency.layers_of(model, SIZE)
+    assert sum(layer.shape.kind == "depthwise" for layer in layers) == 12
+    half = copy.deepcopy(model)
+    latency.halve_(half)
+    known = Table("int8", 2, None)
+    known.put({shape: 1e-6 * shape.cin * shape.cout for shape in latency.wanted(layers, "int8")})
+    profile = latency.Profile(SIZE, layers, latency.layers_of(half, SIZE), {"int8": known},
+                              {"int8": latency.Whole(10.0, 6.0)}, 0)  # fmt: skip
+    widths = {group.name: min(8, group.width) for unit in units_of(groups) for group in unit}
+    assert profile.of(model, groups).ms(widths) < profile.of(model, groups).ms({}) == pytest.approx(10.0)
+
+
+def test_a_bound_on_latency_holds_with_such_a_head(dense, drawn, tmp_path, monkeypatch):
+    """The original is the measure, whatever the head that widths are chosen with."""
+    prune_module = importlib.import_module("hawkeye.compress.prune")  # the package has a function of that name
+
+    def known(model, imgsz, **_options):
+        split = copy.deepcopy(model)
+        split_c2f_(split)
+        half = copy.deepcopy(split)
+        latency.halve_(half)
+        layers = latency.layers_of(split, imgsz)
+        made = Table("int8", 1, None)
+        made.put({shape: 1e-6 * shape.cin * shape.cout * shape.h for shape in latency.wanted(layers, "int8")})
+        assert sum(layer.shape.kind == "depthwise" for layer in layers) == 12
+        return latency.Profile(imgsz, layers, latency.layers_of(half, imgsz), {"int8": made},
+                               {"int8": latency.Whole(8.0, 4.0)}, 0)  # fmt: skip
+
+    monkeypatch.setattr(prune_module, "profile", known)
+    monkeypatch.setattr(prune_module, "whole_ms", lambda model, imgsz, **_options: {"int8": 10.0, "fp32": 20.0})
+    model = tiny_detector.fresh(tmp_path / "tiny.pt", NAMES, width=0.25)
+    lifted = {**CONFIG, "flops": 1, "params": 1, "align": 8}
+    made = prune(model, PruneConfig(data=drawn, latency=0.6, **lifted), out=tmp_path / "out")
+    assert made.details["latency"]["predicted_ms"] <= 6.0 and made.details["latency"]["original_ms"] == 10.0
+    assert any(after < before for before, after in made.details["widths"].values())
+    # What the head alone reaches needs no channel to go.
+    made = prune(model, PruneConfig(data=drawn, latency=0.9, **lifted), out=tmp_path / "head-alone")
+    assert made.details["latency"]["predicted_ms"] == pytest.approx(8.0)
+    assert all(after == before for before, after in made.details["widths"].values())
