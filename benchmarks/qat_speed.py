@@ -26,10 +26,10 @@ from torch import Tensor, nn
 from hawkeye import environment
 from hawkeye.compress import fake_quantize, yolo
 from hawkeye.compress.calibrate import calibrate
+from hawkeye.compress.distance import distillation_loss
 from hawkeye.compress.export import export
 from hawkeye.compress.fake_quantize import FakeQuantize
 from hawkeye.compress.quantizers import Quantization, load
-from hawkeye.compress.recover import distillation_loss
 from hawkeye.config import ExportConfig, QuantizeConfig
 from hawkeye.data import list_images, sample
 

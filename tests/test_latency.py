@@ -261,6 +261,7 @@ def small_profile(monkeypatch):
         return profile_of(split, known, imgsz)
 
     monkeypatch.setattr(prune, "profile", profile)
+    monkeypatch.setattr(prune, "whole_ms", lambda *_args, **_options: {"int8": 10.0, "fp32": 25.0})
     return prune.prune
 
 

@@ -16,10 +16,11 @@ from torch import nn  # noqa: E402
 
 from hawkeye.compress import yolo  # noqa: E402
 from hawkeye.compress.allocate import Cost, units_of  # noqa: E402
+from hawkeye.compress.distance import load_batches  # noqa: E402
 from hawkeye.compress.forecast import forecast  # noqa: E402
 from hawkeye.compress.groups import SplitC2f, cut_, find_groups, merge_c2f_, split_c2f_  # noqa: E402
 from hawkeye.compress.macs import params_and_macs  # noqa: E402
-from hawkeye.compress.prune import load_batches, prune, verify  # noqa: E402
+from hawkeye.compress.prune import prune, verify  # noqa: E402
 from hawkeye.config import PruneConfig  # noqa: E402
 from hawkeye.data import list_images  # noqa: E402
 from hawkeye.errors import BoundsError, DataError  # noqa: E402

@@ -17,9 +17,10 @@ for _package in ("ultralytics", "lightning_fabric", "torch_pruning"):
 import tiny_detector  # noqa: E402
 from hawkeye.artifact import Artifact  # noqa: E402
 from hawkeye.compress import yolo  # noqa: E402
+from hawkeye.compress.distance import distillation_loss  # noqa: E402
 from hawkeye.compress.original import import_original  # noqa: E402
 from hawkeye.compress.prune import prune  # noqa: E402
-from hawkeye.compress.recover import distillation_loss, outputs_of, recover, train  # noqa: E402
+from hawkeye.compress.recover import outputs_of, recover, train  # noqa: E402
 from hawkeye.compress.trunk import SharedTrunk, untouched  # noqa: E402
 from hawkeye.config import PruneConfig, RecoverConfig  # noqa: E402
 from hawkeye.data import load_dataset  # noqa: E402

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,13 +18,14 @@ from torch import nn  # noqa: E402
 import tiny_detector  # noqa: E402
 from hawkeye.compress import latency, yolo  # noqa: E402
 from hawkeye.compress.allocate import Cost, units_of  # noqa: E402
+from hawkeye.compress.distance import distillation_loss, load_batches  # noqa: E402
 from hawkeye.compress.groups import cut_, depthwise, find_groups, merge_c2f_, split_c2f_  # noqa: E402
 from hawkeye.compress.latency_table import Table, wanted  # noqa: E402
 from hawkeye.compress.layer_models import Shape, layers_ms  # noqa: E402
 from hawkeye.compress.macs import params_and_macs  # noqa: E402
-from hawkeye.compress.prune import load_batches, prune  # noqa: E402
+from hawkeye.compress.prune import prune  # noqa: E402
 from hawkeye.compress.saliency import Moments, collect  # noqa: E402
-from hawkeye.compress.separable import convolutions, factors, separate_  # noqa: E402
+from hawkeye.compress.separable import choose, convolutions, factorize, of_head, separate_  # noqa: E402
 from hawkeye.config import ExportConfig, PruneConfig, QuantizeConfig  # noqa: E402
 from hawkeye.data import list_images  # noqa: E402
 from hawkeye.errors import ConfigError  # noqa: E402
@@ -31,6 +33,8 @@ from hawkeye.scenes import NAMES  # noqa: E402
 
 pytestmark = pytest.mark.compress
 SIZE = 96
+HEAD = [f"model.22.cv{branch}.{level}.{i}" for branch in (2, 3) for level in range(3) for i in range(2)]
+DENSE = [f"model.{i}" for i in (1, 3, 5, 7, 16, 19)] + HEAD
 CONFIG = {"samples": 8, "rounds": 2, "align": 4, "imgsz": SIZE, "separable": True}
 
 
@@ -57,10 +61,17 @@ def frames(drawn):
 def separated(dense, frames):
     """The same detector with another head, its C2f split; not to be changed."""
     model = copy.deepcopy(dense)
-    names = convolutions(model)
-    lost = separate_(model, names, collect(model, [f"{name}.conv" for name in names], [frames]))
+    fits = fits_of(model, frames)[0]
+    separate_(model, fits)
     split_c2f_(model)
-    return model, lost
+    return model, fits
+
+
+def fits_of(model, frames):
+    """Fits and moments of the head's convolutions that may be separated."""
+    names = of_head(model)
+    known = collect(model, [f"{name}.conv" for name in names], [frames])
+    return {n: factorize(model.get_submodule(n).conv.weight, known[f"{n}.conv"]) for n in names}, known
 
 
 @pytest.fixture(scope="module")
@@ -92,16 +103,20 @@ def test_a_kernel_that_is_separable_is_found_exactly():
     generator = torch.Generator().manual_seed(1)
     depth, point = torch.randn(5, 9, generator=generator), torch.randn(6, 5, generator=generator)
     weight = (point[:, :, None] * depth[None]).view(6, 5, 3, 3)
-    found, mixed, lost = factors(weight, moments())
+    found, mixed, _, lost, *_ = factorize(weight, moments())
     assert lost < 1e-9
     assert torch.allclose((mixed[:, :, None] * found[None]).view(6, 5, 3, 3), weight.double(), atol=1e-4)
 
 
 def test_neither_factor_can_be_improved_and_the_loss_is_what_it_says():
     weight, known = torch.randn(6, 5, 3, 3, generator=torch.Generator().manual_seed(2)), moments()
-    depth, point, lost = factors(weight, known)
+    depth, point, _, lost, damage, _ = factorize(weight, known)
     assert lost == pytest.approx(lost_by(weight, known, depth, point), rel=0.05)
     assert 0.05 < lost < 1
+    energy = torch.einsum(
+        "o,od,de,oe->", known.fisher, *[weight.double().flatten(1), known.cov, weight.double().flatten(1)]
+    )
+    assert damage == pytest.approx(lost * float(energy), rel=0.05)
     for seed in range(20):
         generator = torch.Generator().manual_seed(seed)
         # The pointwise factor was fitted last, to the optimum; the depthwise one one sweep before.
@@ -115,30 +130,29 @@ def test_what_the_inputs_are_decides_the_fit():
     """Filters are fitted to what the convolution reads: fitted to white noise they lose more of it."""
     weight, known = torch.randn(6, 5, 3, 3, generator=torch.Generator().manual_seed(3)), moments()
     white = Moments(known.mean, torch.eye(45, dtype=torch.float64), known.fisher)
-    depth, point, _ = factors(weight, white)
-    assert factors(weight, known)[2] < 0.8 * lost_by(weight, known, depth, point)
+    depth, point, *_ = factorize(weight, white)
+    assert factorize(weight, known).lost < 0.8 * lost_by(weight, known, depth, point)
 
 
 def test_channels_that_are_never_active_do_no_harm():
     known = moments()
     known.cov[:9] = known.cov[:, :9] = 0
-    depth, point, lost = factors(torch.randn(6, 5, 3, 3), known)
+    depth, point, _, lost, *_ = factorize(torch.randn(6, 5, 3, 3), known)
     assert torch.isfinite(depth).all() and torch.isfinite(point).all() and lost < 1
 
 
 # --- the network ------------------------------------------------------------------------------------------------------
 
 
-def test_the_head_s_full_convolutions_are_the_ones(dense, separated):
-    names = convolutions(dense)
-    assert names == [f"model.22.cv{b}.{level}.{i}" for b in (2, 3) for level in range(3) for i in range(2)]
-    assert convolutions(separated[0]) == []
+def test_those_that_can_be_separated_are_found(dense, separated):
+    assert (convolutions(dense), of_head(dense)) == (DENSE, HEAD)
+    assert of_head(separated[0]) == [] and convolutions(separated[0]) == DENSE[:6]
 
 
 def test_mean_outputs_stay_and_blocks_are_stock(dense, separated, frames):
-    model, lost = separated
-    assert lost.keys() == set(convolutions(dense))
-    assert all(0 <= share < 1 for share in lost.values())
+    model, fits = separated
+    assert fits.keys() == set(HEAD)
+    assert all(0 <= fit.lost < 1 for fit in fits.values())
     allowed = {type(module) for module in dense.modules()}
     head = model.model[-1]
     assert {type(module).__name__ for module in head.modules() if type(module) not in allowed} == {"DWConv", "Identity"}
@@ -188,6 +202,108 @@ def test_cut_network_equals_the_same_with_zeroed_channels_and_costs_what_was_sai
     assert params_and_macs(model, SIZE)[::-1] == expected
 
 
+@pytest.fixture
+def priced(dense, frames, monkeypatch):
+    """`choose` over four blocks of the head, the distance given by a function of the names that are separated."""
+    fits, _ = fits_of(dense, frames)
+    names = list(fits)[8:12]
+    damages = dict(zip(names, (30.0, 1.0, 0.5, 9.0), strict=True))
+    known = {name: fits[name]._replace(damage=damages[name]) for name in names}
+    module = importlib.import_module("hawkeye.compress.separable")
+    monkeypatch.setattr(module, "of_head", lambda _model: names)
+    monkeypatch.setattr(module, "separate_", lambda model, some: setattr(model, "separated", list(some)))
+    monkeypatch.setattr(module, "find_groups", lambda _model: [])
+    monkeypatch.setattr(module, "Cost", lambda *_: None)
+    monkeypatch.setattr(module, "allocate", lambda *_args, **_options: {})
+    monkeypatch.setattr(module, "ObsScorer", lambda *_: SimpleNamespace(refit_=lambda _: None))
+    monkeypatch.setattr(module, "cut_", lambda *_: None)
+
+    def chosen(distance, advance=lambda _: None):
+        return choose(dense, known, {}, lambda trial: distance(trial.separated), imgsz=SIZE, macs=0, params=0, align=8,
+                      advance=advance)  # fmt: skip
+
+    return names, damages, chosen
+
+
+def test_those_are_separated_that_do_less_harm_than_channels_would(priced):
+    """Against every subset, with made-up damages, and a price of channels that rises with what they have to pay for."""
+    names, damages, chosen = priced
+    saves = dict(zip(names, (5.0, 3.0, 4.0, 1.0), strict=True))
+
+    def distance(subset):
+        return sum(damages[name] for name in subset) + max(0.0, 10 - sum(saves[name] for name in subset)) ** 2
+
+    subsets = [[n for i, n in enumerate(names) if mask >> i & 1] for mask in range(2 ** len(names))]
+    done = []
+    assert chosen(distance, done.append) == min(subsets, key=distance) == names[1:3]
+    assert sum(done) == 2 * len(names)
+
+
+def test_what_was_tried_first_is_tried_again_unless_it_was_hopeless(priced):
+    names, _, chosen = priced
+    tried = []
+
+    def distance(subset):
+        """The most damaged one is worth putting back only when the least damaged one has been."""
+        tried.append(tuple(subset))
+        back = [name not in subset for name in names]
+        return 10 + (1.0 if back[0] and not back[2] else -2.0 * back[0]) - back[2] + 5 * back[1] + back[3]
+
+    assert chosen(distance) == [names[1], names[3]]
+    assert len(tried) == len(set(tried)), "no network is built twice"
+    assert sum(names[1] not in subset for subset in tried) == 1, "half as far again is not tried a second time"
+
+
+@pytest.mark.parametrize(("kept", "fewest", "most"), [(0.999, 0, 6), (0.5, 4, 18)])
+def test_the_less_is_kept_the_more_are_separated(dense, frames, kept, fewest, most):
+    model = copy.deepcopy(dense)
+    split_c2f_(model)
+    names = convolutions(model)
+    readers = {name for group in find_groups(model) for name in group.consumers}
+    known = collect(model, sorted(readers.union(f"{name}.conv" for name in names)), [frames])
+    fits = {n: factorize(model.get_submodule(n).conv.weight, known[f"{n}.conv"]) for n in names}
+    params, macs = params_and_macs(model, SIZE)
+    judge = agreement_with(dense, frames)
+    chosen = choose(model, fits, known, judge, imgsz=SIZE, macs=kept * macs, params=kept * params, align=4)
+    assert fewest <= len(chosen) <= most
+    assert convolutions(model) == names, "the network is not changed"
+
+
+def agreement_with(original, frames):
+    """Distance from the original on these pictures."""
+    with torch.no_grad():
+        wanted = original(frames)[1]
+
+    def judge(network):
+        with torch.no_grad():
+            return float(distillation_loss(network(frames)[1], wanted, 0.0, ()))
+
+    return judge
+
+
+def test_moments_behind_a_filter_are_those_that_are_measured(dense, frames):
+    """With every position counted, since the two draw other ones."""
+    name = "model.22.cv3.1.0"
+    every = {"positions": 10_000}
+    known = collect(dense, [f"{name}.conv"], [frames], **every)
+    fit = factorize(dense.get_submodule(name).conv.weight, known[f"{name}.conv"])
+    behind = copy.deepcopy(dense)
+    block = behind.get_submodule(name)
+    filters = nn.Conv2d(*(2 * [block.conv.in_channels]), 3, padding=1, groups=block.conv.in_channels, bias=False)
+    filters.weight.data.copy_(fit.depthwise.view_as(filters.weight))
+    with torch.no_grad():
+        x = frames
+        maps = []
+        handle = block.register_forward_pre_hook(lambda _m, args: maps.append(args[0]))
+        behind(x)
+        handle.remove()
+        seen = filters(maps[0]).transpose(0, 1).flatten(1).double()
+    # `collect` draws with replacement, half of them by importance: only the scale and the sign can be compared.
+    scale = fit.moments.cov.diagonal().sqrt()
+    assert ((fit.moments.mean - seen.mean(1)).abs() < scale).all()
+    assert torch.corrcoef(torch.stack([scale, seen.std(1)]))[0, 1] > 0.9
+
+
 # --- the stages behind ------------------------------------------------------------------------------------------------
 
 
@@ -195,13 +311,14 @@ def test_pruning_with_such_a_head_keeps_the_bounds_and_loads_as_stock(pruned, dr
     from ultralytics import YOLO
 
     assert pruned.details["flops_kept"] <= 0.7 and pruned.details["params_kept"] <= 0.7
-    assert len(pruned.details["separated"]) == 12
+    separated = pruned.details["separated"]
+    assert separated.keys() <= set(DENSE) and separated
     model = yolo.load_checkpoint(pruned.path("pytorch")).model
     assert (pruned.params, pruned.macs) == params_and_macs(model, SIZE)
-    assert (
-        pruned.details["widths"]["model.22.cv3.0.1.conv"][1]
-        == model.get_submodule("model.22.cv3.0.1.1.conv").out_channels
-    )
+    assert convolutions(model) == [name for name in DENSE if name not in separated]
+    for name in DENSE:
+        last = model.get_submodule(f"{name}.1.conv" if name in separated else f"{name}.conv")
+        assert pruned.details["widths"][f"{name}.conv"][1] == last.out_channels
     stock = YOLO(str(pruned.path("pytorch")))
     picture = list_images(drawn.parent / "images" / "val")[0]
     assert len(stock.predict(picture, imgsz=SIZE, conf=0.0001, verbose=False)[0].boxes) > 0
@@ -210,7 +327,7 @@ def test_pruning_with_such_a_head_keeps_the_bounds_and_loads_as_stock(pruned, dr
 def test_a_detector_that_has_such_a_head_already_is_pruned_on(pruned, drawn, tmp_path):
     config = PruneConfig(data=drawn, **{**CONFIG, "flops": 0.9, "params": 0.9})
     made = prune(pruned.path("pytorch"), config, out=tmp_path / "out")
-    assert made.details["separated"] == {}
+    assert made.details["separated"].keys() <= set(DENSE) - set(pruned.details["separated"])
     assert made.details["flops_kept"] <= 0.9 and made.details["params_kept"] <= 0.9
 
 
@@ -226,7 +343,7 @@ def test_it_is_quantized_whole_and_read_back(pruned, drawn, tmp_path):
         shutil.copytree(drawn.parent / "images" / split, images / split)
     int8 = quantize(exported, QuantizeConfig(images=images, mode="ptq"), out=tmp_path / "int8")
     convs = [m for m in yolo.load_checkpoint(pruned.path("pytorch")).model.modules() if isinstance(m, nn.Conv2d)]
-    assert sum(depthwise(conv) for conv in convs) == 12
+    assert sum(depthwise(conv) for conv in convs) == len(pruned.details["separated"])
     assert int8.details["convolutions"] == len(convs)
     assert int8.details["int8_convolutions"] == len(convs) - 1  # all but DFL
     record = quantizers.load(int8.path("openvino"), exported.path("onnx"))

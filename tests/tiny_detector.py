@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from hawkeye.compress import yolo
+from hawkeye.compress.distance import load_batches
 from hawkeye.compress.export import export
-from hawkeye.compress.prune import load_batches
 from hawkeye.config import ExportConfig, QuantizeConfig
 from hawkeye.data import load_dataset
 from hawkeye.scenes import NAMES

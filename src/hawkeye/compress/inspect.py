@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from hawkeye.compress import yolo
 from hawkeye.compress.allocate import Cost
+from hawkeye.compress.distance import load_batches
 from hawkeye.compress.groups import Group, SplitC2f, depthwise, find_groups, split_c2f_
 from hawkeye.compress.macs import params_and_macs
-from hawkeye.compress.prune import load_batches
 from hawkeye.compress.saliency import ObsScorer, collect
 from hawkeye.data import list_images, sample, training_images
 from hawkeye.errors import ConfigError

@@ -5,11 +5,10 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,19 +16,19 @@ from hawkeye import artifact, keys
 from hawkeye.artifact import Artifact
 from hawkeye.compress import separable, yolo
 from hawkeye.compress.allocate import Allocator, Cost, LatencyBound, Scorer, allocate, check_reachable, units_of
+from hawkeye.compress.distance import agreement, load_batches
 from hawkeye.compress.forecast import forecast, tell
 from hawkeye.compress.groups import Group, cut_, find_groups, merge_c2f_, split_c2f_
 from hawkeye.compress.latency import profile, whole_ms
 from hawkeye.compress.macs import params_and_macs
 from hawkeye.compress.original import import_original
-from hawkeye.compress.saliency import ObsScorer, StaticScorer, collect
+from hawkeye.compress.saliency import Moments, ObsScorer, StaticScorer, collect
 from hawkeye.config import PruneConfig
-from hawkeye.data import read_image
 from hawkeye.errors import BoundsError, RunDirError
-from hawkeye.geometry import Letterbox
 from hawkeye.progress import progress, say
 
 _BATCH = 4  # pictures per forward and backward pass: keeps the peak under 4 GiB at 640
+_JUDGES = 32  # pictures that tell which convolutions to separate
 _AIM = 0.97  # of the bound on latency: the table errs by a few percent, and a bound is a bound
 
 
@@ -68,7 +67,7 @@ def prune(source: Artifact | Path, config: PruneConfig, *, out: Path, allocator:
     bounds = start[0] * config.flops, start[1] * config.params
     # Before anything is measured: a later step would tell it after minutes, in fractions of what is left by then.
     check_reachable(groups, cost, macs=bounds[0], params=bounds[1], align=config.align)
-    separated = _separate_(model, config, pictures, imgsz)
+    separated = _separate_(model, checkpoint.model, config, pictures, imgsz, bounds)
     groups = find_groups(model)
     channels = {group.name: torch.arange(group.width) for group in groups}  # kept, in the original's numbering
     clocks = _Clocks(checkpoint.model, model, groups, imgsz, config) if config.latency is not None else None
@@ -153,17 +152,6 @@ class _Clocks:
                 "threads": self._profile.tables["int8"].threads, "table_sha256": self._profile.sha256}  # fmt: skip
 
 
-def load_batches(pictures: Sequence[Path], imgsz: int, batch: int = _BATCH) -> Iterator[Tensor]:
-    """Letterboxed pictures as the runtime sees them: (B, 3, imgsz, imgsz) float32 RGB in [0, 1]."""
-    for first in range(0, len(pictures), batch):
-        chunk = pictures[first : first + batch]
-        canvas = np.empty((len(chunk), imgsz, imgsz, 3), np.uint8)
-        for place, path in zip(canvas, chunk, strict=True):
-            image = read_image(path)
-            Letterbox.fit((image.shape[0], image.shape[1]), imgsz).apply_(image, place)
-        yield torch.from_numpy(canvas[..., ::-1].transpose(0, 3, 1, 2).copy()).float().div_(255)
-
-
 def _check_bounds(config: PruneConfig) -> None:
     for option, bound in config.useless():
         raise BoundsError(f"{option} leaves nothing to prune", got=bound, expected="a fraction below 1",
@@ -183,18 +171,37 @@ def _as_original(source: Artifact | Path, config: PruneConfig, out: Path) -> Art
     return import_original(source, imgsz=imgsz, out=out / "original")
 
 
-def _separate_(model: nn.Module, config: PruneConfig, pictures: Sequence[Path], imgsz: int) -> dict[str, float]:
-    """Give the head depthwise-separable convolutions if the recipe asks for them; what each has lost, by name."""
+def _separate_(model: nn.Module, original: nn.Module, config: PruneConfig, pictures: Sequence[Path], imgsz: int,
+               bounds: tuple[float, float]) -> dict[str, float]:  # fmt: skip
+    """Make convolutions depthwise and pointwise ones where the recipe asks for it; what each has lost, by name."""
     names = separable.convolutions(model) if config.separable else []
     if not names:
         return {}
-    with progress("measuring, separable convolutions", len(pictures)) as bar:
-        moments = collect(model, [f"{name}.conv" for name in names], load_batches(pictures, imgsz), seed=config.seed,
-                          advance=bar.advance)  # fmt: skip
-    lost = separable.separate_(model, names, moments)
-    say(f"{len(names)} convolutions of the head are depthwise and pointwise now, and lose "
-        f"{min(lost.values()):.1%} to {max(lost.values()):.1%} of their output's energy")  # fmt: skip
+    layers = {f"{name}.conv" for name in names}.union(_readers(find_groups(model)))
+    moments = _measure(model, sorted(layers), pictures, imgsz, config.seed, "convolutions")
+    fits = {name: separable.factorize(model.get_submodule(name).conv.weight, moments[f"{name}.conv"]) for name in names}
+    chosen = separable.of_head(model)
+    if config.latency is None:  # with a bound on it, what each saves of it would have to be measured first
+        judge = agreement(original, pictures[:_JUDGES], imgsz, "cpu", bfloat16=False)
+        with progress("choosing separable convolutions", 2 * len(fits)) as bar:
+            chosen = separable.choose(model, fits, moments, judge, imgsz=imgsz, macs=bounds[0], params=bounds[1],
+                                      align=config.align, advance=bar.advance)  # fmt: skip
+    separable.separate_(model, {name: fits[name] for name in chosen})
+    lost = {name: fits[name].lost for name in chosen}
+    told = f", and lose {min(lost.values()):.1%} to {max(lost.values()):.1%} of their output's energy" if lost else ""
+    say(f"{len(chosen)} of {len(names)} 3x3 convolutions are depthwise and pointwise now{told}")
     return lost
+
+
+def _readers(groups: Sequence[Group]) -> list[str]:
+    """Convolutions that read channels which may go."""
+    return sorted({name for group in groups for name in group.consumers})
+
+
+def _measure(model: nn.Module, layers: Sequence[str], pictures: Sequence[Path], imgsz: int, seed: int,
+             title: str) -> dict[str, Moments]:  # fmt: skip
+    with progress(f"measuring, {title}", len(pictures)) as bar:
+        return collect(model, layers, load_batches(pictures, imgsz), seed=seed, advance=bar.advance)
 
 
 def _scorer(model: nn.Module, groups: list[Group], pictures: Sequence[Path], config: PruneConfig, imgsz: int,
@@ -204,10 +211,8 @@ def _scorer(model: nn.Module, groups: list[Group], pictures: Sequence[Path], con
     if config.method == "taylor":
         _loss_gradients_(model, pictures, names, imgsz)
         return StaticScorer(model, [g for g in groups if not g.protected], "taylor")
-    layers = sorted({name for group in groups for name in group.consumers})
-    with progress(f"measuring, step {step} of {rounds}", len(pictures)) as bar:
-        moments = collect(model, layers, load_batches(pictures, imgsz), seed=config.seed + step, advance=bar.advance)
-    return ObsScorer(model, groups, moments)
+    title = f"step {step} of {rounds}"
+    return ObsScorer(model, groups, _measure(model, _readers(groups), pictures, imgsz, config.seed + step, title))
 
 
 def _loss_gradients_(model: nn.Module, pictures: Sequence[Path], names: Sequence[str], imgsz: int) -> None:
@@ -263,4 +268,4 @@ def _widths(original: nn.Module, groups: list[Group], channels: dict[str, Tensor
 def _features(model: nn.Module, groups: list[Group], channels: dict[str, Tensor]) -> dict[str, list[int]]:
     """Kept output channels of each block of the trunk, in the original's numbering."""
     group_of = {producer: group.name for group in groups for producer in group.producers}
-    return {name: channels[group_of[f"{name}.conv"]].tolist() for name in yolo.block_outputs(model)}
+    return {name: channels[group_of[last]].tolist() for name, last in yolo.block_outputs(model).items()}

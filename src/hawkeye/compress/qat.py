@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from hawkeye.artifact import Artifact
 from hawkeye.compress import fake_quantize, ranks, yolo
+from hawkeye.compress.distance import agreement
 from hawkeye.compress.quantizers import Quantization
-from hawkeye.compress.recover import agreement, all_features, distillation
+from hawkeye.compress.recover import all_features, distillation
 from hawkeye.compress.training import Batch, Objective, fit_
 from hawkeye.config import QuantizeConfig, RecoverConfig
 from hawkeye.errors import DataError, DivergenceError

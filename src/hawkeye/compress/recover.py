@@ -18,82 +18,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from hawkeye import artifact, keys
 from hawkeye.artifact import Artifact
 from hawkeye.compress import yolo
-from hawkeye.compress.prune import load_batches
-from hawkeye.compress.training import Batch, Look, Objective, Source, first_rank, fit_, mean_over_ranks, wait_for_all
+from hawkeye.compress.distance import agreement, distillation_loss
+from hawkeye.compress.training import Batch, Look, Objective, Source, first_rank, fit_, wait_for_all
 from hawkeye.compress.trunk import SharedTrunk, untouched
 from hawkeye.config import RecoverConfig
 from hawkeye.data import load_dataset, split_holdout, training_images
 from hawkeye.errors import DataError, ModelError
 from hawkeye.progress import say
-
-# Anchors of a picture whose boxes are compared, those that the teacher believes in most: objects claim some hundred of
-# 8,400, and each box counts with its confidence.
-_ANCHORS = 1024
-
-
-class _ClassDistance(torch.autograd.Function):
-    """Summed divergence of per-class probabilities, with its gradient, the difference of both, in closed form.
-
-    These are the largest maps of a step (672,000 values a picture), and PyTorch's log1p, which its binary cross-entropy
-    takes for each of them, is not vectorised on CPUs: 24 ms a picture on one core, against 8 here. The logarithm of
-    a product is taken instead, of as many factors between 1 and 2 as there are classes.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, student: Tensor, teacher: Tensor) -> Tensor:
-        """Scalar for (B, nc, A) logits of both."""
-        mine, theirs = student.float(), teacher.float()
-        target = theirs.sigmoid()
-        total = _softplus_sum(mine) - _softplus_sum(theirs) + (target * (theirs - mine)).sum()
-        ctx.save_for_backward((mine.sigmoid() - target).to(student.dtype))
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        """Towards the student's logits; the teacher gets none."""
-        (difference,) = ctx.saved_tensors
-        return difference * grads[0], None
-
-
-def _softplus_sum(logits: Tensor) -> Tensor:
-    """Sum of log(1 + exp(x)) over (B, nc, A) float32; up to 120 classes to a product, far from overflow."""
-    factors = logits.abs().neg_().exp_().add_(1)
-    logs = sum(part.prod(1).log_().sum() for part in factors.split(120, 1))
-    return logits.clamp_min(0).sum() + logs
-
-
-def distillation_loss(student: dict[str, Any], teacher: dict[str, Any], features: float,
-                      kept: Sequence[Tensor]) -> Tensor:  # fmt: skip
-    """Distance of two raw outputs of the stock head, per object-sized unit of the teacher's confidence.
-
-    Args:
-        student, teacher: "scores" (B, nc, A) logits, "boxes" (B, 4 * reg_max, A) logits, "feats" list of (B, C, H, W).
-        features: weight of the feature term, a mean over the maps; 0 leaves it out.
-        kept: for each map in "feats", the teacher's channels that the student has kept.
-
-    Returns:
-        Scalar; 0 where both agree.
-    """
-    confidence = teacher["scores"].amax(1).float().sigmoid()  # (B, A)
-    unit = mean_over_ranks(confidence.sum()).clamp_min(1.0)  # as one process would see all of the pictures
-    classes = _ClassDistance.apply(student["scores"], teacher["scores"]) / unit
-    believed, index = confidence.topk(min(_ANCHORS, confidence.shape[1]), 1, sorted=False)  # (B, n)
-    index = index[:, None].expand(-1, student["boxes"].shape[1], -1)
-    log_p, log_q = (
-        raw["boxes"].gather(2, index).float().unflatten(1, (4, -1)).log_softmax(2) for raw in (student, teacher)
-    )
-    divergence = (log_q.exp() * (log_q - log_p)).sum((1, 2))  # (B, n): four sides
-    loss = classes + (divergence * believed).sum() / unit
-    if features:
-        for mine, theirs, index in zip(student["feats"], teacher["feats"], kept, strict=True):
-            wanted = theirs[:, index].float()
-            loss = loss + features * F.mse_loss(mine.float(), wanted) / wanted.var().clamp_min(1e-6) / len(kept)
-    return loss
 
 
 def recover(source: Artifact, config: RecoverConfig, *, teacher: Artifact, out: Path,
@@ -316,8 +251,8 @@ def outputs_of(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, Ten
 
 def all_features(model: nn.Module, device: str) -> dict[str, Tensor]:
     """Every output channel of each block of the trunk: what a student of the same widths has kept."""
-    return {name: torch.arange(model.get_submodule(name).conv.out_channels, device=device)
-            for name in yolo.block_outputs(model)}  # fmt: skip
+    return {name: torch.arange(model.get_submodule(last).out_channels, device=device)
+            for name, last in yolo.block_outputs(model).items()}  # fmt: skip
 
 
 def _check_teacher(teacher: nn.Module, student: nn.Module, named: Artifact) -> None:
@@ -359,23 +294,3 @@ def _kept_features(source: Artifact, original: nn.Module, config: RecoverConfig)
                              expected="an artefact of `hawkeye prune`", mend="set features = 0")  # fmt: skip
         return all_features(original, config.device)
     return {name: torch.tensor(index, device=config.device) for name, index in recorded.items()}
-
-
-def agreement(original: nn.Module, pictures: Sequence[Path], imgsz: int, device: str, *,
-              bfloat16: bool = True) -> Callable[[nn.Module], float]:  # fmt: skip
-    """Distillation loss (without features) on pictures that are not trained on."""
-    batches = [batch.to(device) for batch in load_batches(pictures, imgsz, 8)]
-    with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=bfloat16):
-        wanted = [{k: v for k, v in original(_channels_last(b))[1].items() if k != "feats"} for b in batches]
-
-    def judge(network: nn.Module) -> float:
-        with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=bfloat16):
-            losses = [float(distillation_loss(network(_channels_last(b))[1], w, 0.0, ()))
-                      for b, w in zip(batches, wanted, strict=True)]  # fmt: skip
-        return sum(losses) / len(losses)
-
-    return judge
-
-
-def _channels_last(batch: Tensor) -> Tensor:
-    return batch.contiguous(memory_format=torch.channels_last)

@@ -8,7 +8,7 @@ outputs, taken from samples of the network's own predictions, so no labels are n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -152,7 +152,7 @@ def _patches(conv: nn.Conv2d, x: Tensor, grad: Tensor, positions: int, generator
 class ObsScorer:
     """Channel scores that follow every removal exactly, with the weights compensated in closed form."""
 
-    def __init__(self, model: nn.Module, groups: Iterable[Group], moments: dict[str, Moments]) -> None:
+    def __init__(self, model: nn.Module, groups: Iterable[Group], moments: Mapping[str, Moments]) -> None:
         self._moments, self._model = moments, model
         self._groups = list(groups)
         self._readers = {name for group in self._groups for name in group.consumers}

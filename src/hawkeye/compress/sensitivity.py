@@ -12,8 +12,8 @@ import numpy as np
 
 from hawkeye.artifact import Artifact, ModelSpec
 from hawkeye.compress import fake_quantize, yolo
+from hawkeye.compress.distance import agreement
 from hawkeye.compress.quantizers import Quantization
-from hawkeye.compress.recover import agreement
 from hawkeye.progress import progress
 from hawkeye.runtime import open_file
 

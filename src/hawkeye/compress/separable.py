@@ -1,4 +1,4 @@
-"""3x3 convolutions of the head as a depthwise and a pointwise one, fitted in closed form.
+"""3x3 convolutions as a depthwise and a pointwise one, fitted in closed form.
 
 Later detectors have such heads from the start, at little loss: YOLOv10 (Wang et al., arXiv 2405.14458, table 4) and
 YOLO11. A trained one can be given one after the fact, since much of what its kernels do is the same little filter for
@@ -11,71 +11,135 @@ the two, so that the fit is one of least squares for either factor while the oth
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from hawkeye.compress import yolo
-from hawkeye.compress.saliency import Moments
+from hawkeye.compress.allocate import Cost, allocate
+from hawkeye.compress.groups import cut_, find_groups
+from hawkeye.compress.saliency import Moments, ObsScorer
 
 _SWEEPS = 8  # each fits either factor once; the error is level after five
 _RIDGE = 1e-3  # of the mean variance
+_HOPELESS = 1.2  # times the distance: what was as bad as that the first time is not tried again
 
 
 def convolutions(model: nn.Module) -> list[str]:
+    """Names of blocks that can be separated: the head's full 3x3 ones, and the trunk's that halve the map."""
+    layers = [f"model.{i}" for i, layer in enumerate(model.model[:-1]) if i and _full(layer)]  # the first reads pixels
+    return layers + of_head(model)
+
+
+def of_head(model: nn.Module) -> list[str]:
     """Names of the head's blocks with a full 3x3 convolution: two in each branch, of boxes and of classes."""
     head = f"model.{len(model.model) - 1}"
-    return [name.removesuffix(".conv") for name, module in model.named_modules()
-            if name.startswith(f"{head}.cv") and name.endswith(".conv") and isinstance(module, nn.Conv2d)
-            and module.kernel_size == (3, 3) and module.groups == 1]  # fmt: skip
+    return [name for name, module in model.named_modules() if name.startswith(f"{head}.cv") and _full(module)]
 
 
-def separate_(model: nn.Module, names: Sequence[str], moments: Mapping[str, Moments]) -> dict[str, float]:
-    """Replace each of these blocks by a depthwise and a pointwise one.
+def _full(block: nn.Module) -> bool:
+    conv = getattr(block, "conv", None)
+    return isinstance(conv, nn.Conv2d) and conv.kernel_size == (3, 3) and conv.groups == 1
+
+
+class Fit(NamedTuple):
+    """What stands in for a convolution, in float64.
+
+    Attributes:
+        depthwise, pointwise: factors of its kernel, (i, k) and (o, i).
+        shift: (o,) what its mean output is above theirs.
+        lost: the share of its weighted output energy that is lost.
+        damage: the same as a sum over a picture, in the units of `ObsScorer`.
+        moments: of the pointwise convolution.
+    """
+
+    depthwise: Tensor
+    pointwise: Tensor
+    shift: Tensor
+    lost: float
+    damage: float
+    moments: Moments
+
+
+def separate_(model: nn.Module, fits: Mapping[str, Fit]) -> None:
+    """Replace each of these blocks (a convolution, BatchNorm, an activation) by a depthwise and a pointwise one.
 
     Args:
         model: detector in eval mode, changed in place.
-        names: of blocks with a convolution, BatchNorm and an activation.
-        moments: of their convolutions, by the name of those.
-
-    Returns:
-        The share of each one's weighted output energy that is lost.
+        fits: of their convolutions, by the name of the block.
     """
-    lost = {}
-    for name in names:
-        block, known = model.get_submodule(name), moments[f"{name}.conv"]
-        weight = block.conv.weight.detach()
-        depthwise, pointwise, lost[name] = factors(weight, known)
-        product = (pointwise[:, :, None] * depthwise[None]).flatten(1)
-        shift = (weight.double().flatten(1) - product) @ known.mean  # of the mean output, taken up by BatchNorm
+    for name, fit in fits.items():
         parent, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(parent), leaf, _stand_in(block, depthwise, pointwise, shift))
-    return lost
+        setattr(model.get_submodule(parent), leaf, _stand_in(model.get_submodule(name), fit))
 
 
-def _stand_in(block: nn.Module, depthwise: Tensor, pointwise: Tensor, shift: Tensor) -> nn.Module:
-    """A depthwise block without activation and a pointwise one with the block's own BatchNorm and activation.
+def choose(model: nn.Module, fits: Mapping[str, Fit], moments: Mapping[str, Moments],
+           judge: Callable[[nn.Module], float], *, imgsz: int, macs: float, params: float, align: int,
+           advance: Callable[[int], None] = lambda _: None) -> list[str]:  # fmt: skip
+    """Blocks to separate, so that with the channels that still have to go the network is the nearest to the original.
+
+    What a convolution saves, no channel has to pay for, and the other way round. Beginning with all of the head's, one
+    after another is changed, the most damaged first, and stays so if the network, pruned in one step, is better for it.
+    The damage in the units of OBS would not do: that of class branches is mostly to scores of background, and networks
+    with less of it in sum were worse.
 
     Args:
-        block: a stock `Conv`.
-        depthwise, pointwise: see `factors`.
-        shift: (o,) what the mean output of the block's convolution is above that of the two.
+        model: detector in eval mode whose C2f are split; not changed.
+        fits: of the blocks that may be separated.
+        moments: of their convolutions, and of all that read a group's channels.
+        judge: distance of a network from the original.
+        imgsz, macs, params, align: as channels are going to be allocated.
+        advance: called with the number of blocks tried; each is tried twice, the second time in what has become of
+            the network.
     """
+    known = dict(moments) | {f"{name}.1.conv": fit.moments for name, fit in fits.items()}
+
+    @cache
+    def distance(names: frozenset[str]) -> float:
+        trial = copy.deepcopy(model)
+        separate_(trial, {name: fit for name, fit in fits.items() if name in names})
+        groups = find_groups(trial)
+        scorer = ObsScorer(trial, groups, known)
+        keep = allocate(groups, Cost(trial, groups, imgsz), scorer, macs=macs, params=params, align=align)
+        scorer.refit_(keep)
+        cut_(trial, {name: index.tolist() for name, index in keep.items()}, groups)
+        return judge(trial)
+
+    chosen = frozenset(of_head(model))
+    order = sorted(fits, key=lambda name: -fits[name].damage)
+    hopeless = set()
+    for name in [*order, *order]:
+        if name not in hopeless:
+            changed = chosen ^ {name}
+            if distance(changed) > _HOPELESS * distance(chosen):
+                hopeless.add(name)
+            chosen = min(chosen, changed, key=distance)
+        advance(1)
+    return [name for name in fits if name in chosen]
+
+
+def _stand_in(block: nn.Module, fit: Fit) -> nn.Module:
+    """A depthwise block without activation and a pointwise one with the stock block's own BatchNorm and activation."""
     conv: Any = block.conv
-    first, second = yolo.depthwise_and_pointwise(*pointwise.shape[::-1], conv.kernel_size[0], conv.stride[0])
-    first.conv.weight.data.copy_(depthwise.view_as(first.conv.weight))
-    second.conv.weight.data.copy_(pointwise.view_as(second.conv.weight))
+    first, second = yolo.depthwise_and_pointwise(*fit.pointwise.shape[::-1], conv.kernel_size[0], conv.stride[0])
+    first.conv.weight.data.copy_(fit.depthwise.view_as(first.conv.weight))
+    second.conv.weight.data.copy_(fit.pointwise.view_as(second.conv.weight))
     first.bn.eps, first.bn.momentum = block.bn.eps, block.bn.momentum
     first.bn.weight.data.fill_((1 + block.bn.eps) ** 0.5)  # changes nothing, until it is trained
     second.bn, second.act = copy.deepcopy(block.bn), block.act
-    second.bn.running_mean -= shift.to(second.bn.running_mean)
-    return nn.Sequential(first, second).eval().requires_grad_(False)
+    second.bn.running_mean -= fit.shift.to(second.bn.running_mean)
+    pair: Any = nn.Sequential(first, second).eval().requires_grad_(False)
+    for key in ("i", "f", "type", "np"):  # Ultralytics' place in the network, of a layer of its own
+        if key in vars(block):  # Module.type is a method
+            setattr(pair, key, vars(block)[key])
+    return pair
 
 
-def factors(weight: Tensor, moments: Moments) -> tuple[Tensor, Tensor, float]:
-    """Depthwise (i, k) and pointwise (o, i) float64 factors of a kernel (o, i, kh, kw), and the energy's share lost."""
+def factorize(weight: Tensor, moments: Moments) -> Fit:
+    """The depthwise and pointwise factors that lose the least of what a kernel (o, i, kh, kw) computes."""
     w = weight.detach().double().flatten(2)  # (o, i, k)
     outputs, inputs, area = w.shape
     flat, fisher = w.flatten(1), moments.fisher.double()
@@ -95,7 +159,10 @@ def factors(weight: Tensor, moments: Moments) -> tuple[Tensor, Tensor, float]:
         pointwise = _solve(gram, torch.einsum("oik,ik->io", seen, depthwise)).T
     error = flat - (pointwise[:, :, None] * depthwise[None]).flatten(1)
     energy, left = (float(((fisher[:, None] * (a @ cov)) * a).sum()) for a in (flat, error))
-    return depthwise, pointwise, left / max(energy, 1e-300)
+    read = Moments((moments.mean.view_as(depthwise) * depthwise).sum(1),
+                   torch.einsum("ik,ikjl,jl->ij", depthwise, moments.cov.view_as(by_place), depthwise),
+                   moments.fisher)  # fmt: skip
+    return Fit(depthwise, pointwise, error @ moments.mean, left / max(energy, 1e-300), left, read)
 
 
 def _solve(matrix: Tensor, right: Tensor) -> Tensor:

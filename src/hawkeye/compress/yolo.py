@@ -256,11 +256,16 @@ def spec_of(model: DetectionModel, imgsz: int) -> ModelSpec:
     return ModelSpec(imgsz=imgsz, names=_names("the network", model), strides=strides)
 
 
-def block_outputs(model: DetectionModel) -> list[str]:
-    """Names of the convolution blocks that end a block of the trunk: what other blocks and the head read."""
-    trunk = list(model.model.named_children())[:-1]
-    return [f"model.{name}" + (".cv2" if hasattr(block, "cv2") else "") for name, block in trunk
-            if isinstance(block, Conv) or hasattr(block, "cv2")]  # fmt: skip
+def block_outputs(model: DetectionModel) -> dict[str, str]:
+    """Modules whose maps other blocks and the head read, each with the name of its last convolution."""
+    found = {}
+    for index, block in enumerate(model.model[:-1]):
+        name = f"model.{index}" + (".cv2" if hasattr(block, "cv2") else "")
+        if isinstance(block, nn.Sequential):  # a depthwise and a pointwise one
+            found[name] = f"{name}.{len(block) - 1}.conv"
+        elif isinstance(block, Conv) or hasattr(block, "cv2"):
+            found[name] = f"{name}.conv"
+    return found
 
 
 def fused(model: DetectionModel) -> DetectionModel:
