@@ -37,3 +37,14 @@ def test_a_task_stands_in_a_file_while_it_works(tmp_path: Path, monkeypatch: pyt
 def test_a_folder_that_is_gone_stops_nobody(tmp_path: Path):
     with told_in(tmp_path / "gone"), progress("recover", 4) as task:
         task.advance()
+
+
+def test_what_was_done_before_is_not_counted_as_speed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    now = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    with progress("recover", 100.0, done=40.0) as task:
+        for _ in range(2):
+            now[0] += 60
+            task.advance(10.0)
+    # 10 a minute: 50 left is 300 s, and not the 60 s that 50 in one minute would say.
+    assert capsys.readouterr().err.splitlines() == ["recover: 50%, 300 s left ", "recover: 60%, 240 s left "]

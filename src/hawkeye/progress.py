@@ -26,10 +26,10 @@ _folder: ContextVar[Path | None] = ContextVar("_folder", default=None)
 class Task:
     """A running task: `advance()` after each piece, with an optional note such as the loss."""
 
-    def __init__(self, progress: Progress | None, title: str, total: float | None) -> None:
-        self._progress, self._title, self._total, self._done = progress, title, total, 0.0
+    def __init__(self, progress: Progress | None, title: str, total: float | None, done: float) -> None:
+        self._progress, self._title, self._total, self._done, self._before = progress, title, total, done, done
         self._started = self._logged = time.monotonic()
-        self._id = progress.add_task(title, total=total, note="") if progress else None
+        self._id = progress.add_task(title, total=total, completed=done, note="") if progress else None
         folder = _folder.get()
         self._file = None if folder is None else folder / PROGRESS
         self._told = -_TELL_EVERY_S
@@ -49,7 +49,7 @@ class Task:
             if not self._total:
                 print(f"{self._title}: {self._done:g} {note}", file=sys.stderr, flush=True)
                 return
-            left = (now - self._started) / max(self._done, 1e-9) * (self._total - self._done)
+            left = (now - self._started) / max(self._done - self._before, 1e-9) * (self._total - self._done)
             print(
                 f"{self._title}: {self._done / self._total:.0%}, {left:.0f} s left {note}", file=sys.stderr, flush=True
             )
@@ -83,10 +83,13 @@ def told_in(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def progress(title: str, total: float | None) -> Iterator[Task]:
-    """Show a task's progress, ETA and note while the block runs; a total of None has no end in sight."""
+def progress(title: str, total: float | None, *, done: float = 0.0) -> Iterator[Task]:
+    """Show a task's progress, ETA and note while the block runs; a total of None has no end in sight.
+
+    `done` of it was done before, in no time: an ETA that counted it would be far too early.
+    """
     if not console.is_terminal:
-        task = Task(None, title, total)
+        task = Task(None, title, total, done)
         try:
             yield task
         finally:
@@ -95,7 +98,7 @@ def progress(title: str, total: float | None) -> Iterator[Task]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                TimeRemainingColumn(), TextColumn("{task.fields[note]}"))  # fmt: skip
     with Progress(*columns, console=console) as bar:
-        task = Task(bar, title, total)
+        task = Task(bar, title, total, done)
         try:
             yield task
         finally:

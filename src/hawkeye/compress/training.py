@@ -146,8 +146,7 @@ def fit_(
         collate_fn=source.collate, num_workers=1, persistent_workers=False,
     )  # fmt: skip
     total = config.steps or config.budget
-    with progress(title, total) as bar:
-        bar.advance(min(loop.done(), total))
+    with progress(title, total, done=min(loop.done(), total)) as bar:
         before = loop.done()
         for batch in data:
             if loop.progress() >= 1:
