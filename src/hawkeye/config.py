@@ -89,7 +89,7 @@ class PruneConfig(StageConfig):
     rounds: Annotated[int, Field(ge=1, le=16)] = 4
     """Small steps in which obs reaches the bounds; everything is measured again after each."""
     separable: bool = True
-    """First make 3x3 convolutions of neck and head depthwise and pointwise, where that costs less than channels would."""
+    """First make 3x3 convolutions of neck and head depthwise and pointwise, where that costs less than channels."""
     floor: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Share of its accuracy that a pruned network must have left for training to begin; 0 trains whatever is left."""
 

@@ -29,7 +29,7 @@ class Task:
     def __init__(self, progress: Progress | None, title: str, total: float | None, done: float) -> None:
         self._progress, self._title, self._total, self._done, self._before = progress, title, total, done, done
         self._started = self._logged = time.monotonic()
-        self._id = progress.add_task(title, total=total, completed=done, note="") if progress else None
+        self._id = progress.add_task(title, total=total, completed=int(done), note="") if progress else None
         folder = _folder.get()
         self._file = None if folder is None else folder / PROGRESS
         self._told = -_TELL_EVERY_S

@@ -152,7 +152,10 @@ def _patches(conv: nn.Conv2d, x: Tensor, grad: Tensor, positions: int, generator
 class ObsScorer:
     """Channel scores that follow every removal exactly, with the weights compensated in closed form."""
 
-    def __init__(self, model: nn.Module, groups: Iterable[Group], moments: Mapping[str, Moments]) -> None:
+    def __init__(self, model: nn.Module, groups: Iterable[Group], moments: Mapping[str, Moments],
+                 inverse: dict[str, Tensor] | None = None) -> None:  # fmt: skip
+        """`inverse` keeps what takes longest for the next one with the same moments."""
+        known = {} if inverse is None else inverse
         self._moments, self._model = moments, model
         self._groups = list(groups)
         self._readers = {name for group in self._groups for name in group.consumers}
@@ -164,7 +167,9 @@ class ObsScorer:
             conv = model.get_submodule(name)
             self._weight[name] = conv.weight.detach().double().flatten(1).clone()
             self._area[name] = conv.kernel_size[0] * conv.kernel_size[1]
-            self._inverse[name] = torch.linalg.inv(_damped(moments[name].cov))
+            if name not in known:
+                known[name] = torch.linalg.inv(_damped(moments[name].cov))
+            self._inverse[name] = known[name] if inverse is None else known[name].clone()
 
     def _blocks(self, group: Group, name: str) -> Tensor:
         """Columns of the consumer's weight per group channel, (width, r * area)."""

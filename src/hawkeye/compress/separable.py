@@ -101,6 +101,7 @@ def choose(model: nn.Module, fits: Mapping[str, Fit], moments: Mapping[str, Mome
         advance: called with the number of blocks tried; each is tried twice, the second time in what has become of
             the network.
     """
+    inverse: dict[str, Tensor] = {}
     known = dict(moments) | {f"{name}.1.conv": fit.moments for name, fit in fits.items()}
 
     @cache
@@ -108,7 +109,7 @@ def choose(model: nn.Module, fits: Mapping[str, Fit], moments: Mapping[str, Mome
         trial = copy.deepcopy(model)
         separate_(trial, {name: fit for name, fit in fits.items() if name in names})
         groups = find_groups(trial)
-        scorer = ObsScorer(trial, groups, known)
+        scorer = ObsScorer(trial, groups, known, inverse)
         keep = allocate(groups, Cost(trial, groups, imgsz), scorer, macs=macs, params=params, align=align)
         scorer.refit_(keep)
         cut_(trial, {name: index.tolist() for name, index in keep.items()}, groups)
