@@ -258,14 +258,9 @@ def spec_of(model: DetectionModel, imgsz: int) -> ModelSpec:
 
 def block_outputs(model: DetectionModel) -> dict[str, str]:
     """Modules whose maps other blocks and the head read, each with the name of its last convolution."""
-    found = {}
-    for index, block in enumerate(model.model[:-1]):
-        name = f"model.{index}" + (".cv2" if hasattr(block, "cv2") else "")
-        if isinstance(block, nn.Sequential):  # a depthwise and a pointwise one
-            found[name] = f"{name}.{len(block) - 1}.conv"
-        elif isinstance(block, Conv) or hasattr(block, "cv2"):
-            found[name] = f"{name}.conv"
-    return found
+    ends = {f"model.{i}" + ".cv2" * hasattr(block, "cv2"): block for i, block in enumerate(model.model[:-1])}
+    return {name: f"{name}.1.conv" if isinstance(block, nn.Sequential) else f"{name}.conv"  # a separated one is a pair
+            for name, block in ends.items() if isinstance(block, (Conv, C2f, SPPF, nn.Sequential))}  # fmt: skip
 
 
 def fused(model: DetectionModel) -> DetectionModel:
