@@ -36,12 +36,14 @@ def test_help_is_fast_and_imports_nothing_heavy(arguments: tuple[str, ...]) -> N
         "sys.exit(f'loaded {loaded}' if loaded else code)"
     )
     seconds = []
-    for _ in range(3):  # processor time, and the best of three: other work on the machine must not decide
+    for _ in range(10):  # processor time, and the best of ten: other work on the machine must not decide
         before = os.times()
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
         after = os.times()
         seconds.append(after.children_user + after.children_system - before.children_user - before.children_system)
         assert (done.returncode, done.stderr) == (0, "")
+        if seconds[-1] < 0.5:
+            break
     assert min(seconds) < 0.5
 
 

@@ -258,9 +258,13 @@ def spec_of(model: DetectionModel, imgsz: int) -> ModelSpec:
 
 def block_outputs(model: DetectionModel) -> dict[str, str]:
     """Modules whose maps other blocks and the head read, each with the name of its last convolution."""
-    ends = {f"model.{i}" + ".cv2" * hasattr(block, "cv2"): block for i, block in enumerate(model.model[:-1])}
+    ends = {
+        f"model.{i}" + ".cv2" * hasattr(block, "cv2"): block
+        for i, block in enumerate(model.model[:-1])
+        if isinstance(block, (Conv, nn.Sequential)) or hasattr(block, "cv2")
+    }  # a C2f may be split or not
     return {name: f"{name}.1.conv" if isinstance(block, nn.Sequential) else f"{name}.conv"  # a separated one is a pair
-            for name, block in ends.items() if isinstance(block, (Conv, C2f, SPPF, nn.Sequential))}  # fmt: skip
+            for name, block in ends.items()}  # fmt: skip
 
 
 def fused(model: DetectionModel) -> DetectionModel:
