@@ -160,12 +160,13 @@ def depthwise(conv: nn.Conv2d) -> bool:
 
 def cut_(model: nn.Module, keep: dict[str, Collection[int]], groups: Collection[Group]) -> None:
     """Remove all but the kept channels of each named group, everywhere at once."""
+    graph = _graph(model)
     for group in groups:
         kept = set(keep.get(group.name, range(group.width)))
         removed = [channel for channel in range(group.width) if channel not in kept]
         if removed:
             root = model.get_submodule(group.producers[0])
-            _graph(model).get_pruning_group(root, tp.prune_conv_out_channels, idxs=removed).prune()
+            graph.get_pruning_group(root, tp.prune_conv_out_channels, idxs=removed).prune()
 
 
 def _graph(model: nn.Module) -> tp.DependencyGraph:

@@ -28,7 +28,7 @@ from hawkeye.errors import BoundsError, RunDirError
 from hawkeye.progress import progress, say
 
 _BATCH = 4  # pictures per forward and backward pass: keeps the peak under 4 GiB at 640
-_JUDGES = 32  # pictures that tell which convolutions to separate
+_JUDGES = 16  # pictures that tell which convolutions to separate
 _AIM = 0.97  # of the bound on latency: the table errs by a few percent, and a bound is a bound
 
 
@@ -72,7 +72,7 @@ def prune(source: Artifact | Path, config: PruneConfig, *, out: Path, allocator:
     channels = {group.name: torch.arange(group.width) for group in groups}  # kept, in the original's numbering
     clocks = _Clocks(checkpoint.model, model, groups, imgsz, config) if config.latency is not None else None
     begin = Cost(model, groups, imgsz).total({})
-    rounds = config.rounds if config.method == "obs" else 1
+    rounds = _rounds(config, start, begin, bounds)
     for step in range(1, rounds + 1):
         # Equal ratios a step; the last one lands on the bounds themselves.
         targets = [total * min(1.0, bound / total) ** (step / rounds)
@@ -152,6 +152,14 @@ class _Clocks:
                 "threads": self._profile.tables["int8"].threads, "table_sha256": self._profile.sha256}  # fmt: skip
 
 
+def _rounds(config: PruneConfig, start: tuple[int, int], begin: tuple[int, int], bounds: tuple[float, float]) -> int:
+    """Steps of the size that the recipe asks for, over what separable convolutions have left to do."""
+    if config.method != "obs" or config.latency is not None:
+        return config.rounds if config.method == "obs" else 1
+    left = max(math.log(b / bound) / math.log(a / bound) for a, b, bound in zip(start, begin, bounds, strict=True))
+    return max(1, math.ceil(config.rounds * left))
+
+
 def _check_bounds(config: PruneConfig) -> None:
     for option, bound in config.useless():
         raise BoundsError(f"{option} leaves nothing to prune", got=bound, expected="a fraction below 1",
@@ -179,17 +187,24 @@ def _separate_(model: nn.Module, original: nn.Module, config: PruneConfig, pictu
         return {}
     layers = {f"{name}.conv" for name in names}.union(_readers(find_groups(model)))
     moments = _measure(model, sorted(layers), pictures, imgsz, config.seed, "convolutions")
-    fits = {name: separable.factorize(model.get_submodule(name).conv.weight, moments[f"{name}.conv"]) for name in names}
-    chosen = separable.of_head(model)
+    with progress("fitting separable convolutions", len(names)) as bar:
+        fits = {}
+        for name in names:
+            weight, known = model.get_submodule(name).conv.weight, moments[f"{name}.conv"]
+            fits[name] = separable.factorize(weight, known, separable.FILTERS)
+            bar.advance(1)
+    chosen = {name: fits[name][0] for name in separable.of_head(model)}
     if config.latency is None:  # with a bound on it, what each saves of it would have to be measured first
-        judge = agreement(original, pictures[:_JUDGES], imgsz, "cpu", bfloat16=False)
+        judge = agreement(original, pictures[:_JUDGES], imgsz, "cpu")
         with progress("choosing separable convolutions", 2 * len(fits)) as bar:
             chosen = separable.choose(model, fits, moments, judge, imgsz=imgsz, macs=bounds[0], params=bounds[1],
                                       align=config.align, advance=bar.advance)  # fmt: skip
-    separable.separate_(model, {name: fits[name] for name in chosen})
-    lost = {name: fits[name].lost for name in chosen}
+    separable.separate_(model, chosen)
+    two = sum(len(fit.depthwise) > 1 for fit in chosen.values())
+    lost = {name: fit.lost for name, fit in chosen.items()}
     told = f", and lose {min(lost.values()):.1%} to {max(lost.values()):.1%} of their output's energy" if lost else ""
-    say(f"{len(chosen)} of {len(names)} 3x3 convolutions are depthwise and pointwise now{told}")
+    say(f"{len(chosen)} of {len(names)} 3x3 convolutions are depthwise and pointwise now, "
+        f"{two} of them with two filters a channel{told}")  # fmt: skip
     return lost
 
 

@@ -153,8 +153,8 @@ class ObsScorer:
     """Channel scores that follow every removal exactly, with the weights compensated in closed form."""
 
     def __init__(self, model: nn.Module, groups: Iterable[Group], moments: Mapping[str, Moments],
-                 inverse: dict[str, Tensor] | None = None) -> None:  # fmt: skip
-        """`inverse` keeps what takes longest for the next one with the same moments."""
+                 inverse: dict[tuple[str, int], Tensor] | None = None) -> None:  # fmt: skip
+        """`inverse` keeps what takes longest, by name and size, for the next one with the same moments."""
         known = {} if inverse is None else inverse
         self._moments, self._model = moments, model
         self._groups = list(groups)
@@ -167,9 +167,10 @@ class ObsScorer:
             conv = model.get_submodule(name)
             self._weight[name] = conv.weight.detach().double().flatten(1).clone()
             self._area[name] = conv.kernel_size[0] * conv.kernel_size[1]
-            if name not in known:
-                known[name] = torch.linalg.inv(_damped(moments[name].cov))
-            self._inverse[name] = known[name] if inverse is None else known[name].clone()
+            key = name, len(moments[name].cov)
+            if key not in known:
+                known[key] = torch.linalg.inv(_damped(moments[name].cov))
+            self._inverse[name] = known[key] if inverse is None else known[key].clone()
 
     def _blocks(self, group: Group, name: str) -> Tensor:
         """Columns of the consumer's weight per group channel, (width, r * area)."""

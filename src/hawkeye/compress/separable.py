@@ -1,17 +1,18 @@
-"""3x3 convolutions as a depthwise and a pointwise one, fitted in closed form.
+"""3x3 convolutions as depthwise and pointwise ones, fitted in closed form.
 
 Later detectors have such heads from the start, at little loss: YOLOv10 (Wang et al., arXiv 2405.14458, table 4) and
 YOLO11. A trained one can be given one after the fact, since much of what its kernels do is the same little filter for
 all outputs: the factors P and D of W[o, i, k] = P[o, i] D[i, k] are fitted to what the convolution really reads, with
 its outputs weighted by their importance, as channels are chosen (`saliency`). Nothing but a linear map stands between
 the two, so that the fit is one of least squares for either factor while the other is held (Jaderberg et al., arXiv
-1405.3866, fit separable filters so).
+1405.3866, fit separable filters so). A second filter for each channel is fitted to what the first one leaves, and the
+pointwise factor to both: W[o, i, k] = P1[o, i] D1[i, k] + P2[o, i] D2[i, k].
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -23,21 +24,25 @@ from hawkeye.compress.allocate import Cost, allocate
 from hawkeye.compress.groups import cut_, find_groups
 from hawkeye.compress.saliency import Moments, ObsScorer
 
-_SWEEPS = 8  # each fits either factor once; the error is level after five
+FILTERS = 2  # a channel, at most
+_SWEEPS = 6  # each fits either factor once; the error is level after five
 _RIDGE = 1e-3  # of the mean variance
 _HOPELESS = 1.2  # times the distance: what was as bad as that the first time is not tried again
 
 
 def convolutions(model: nn.Module) -> list[str]:
-    """Names of blocks that can be separated: the head's full 3x3 ones, and those of the neck that halve the map.
+    """Names of blocks that can be separated: the head's full 3x3 ones, and those of the neck that come late.
 
-    Not the backbone's: as long as it is the original's own, recovery computes it once for teacher and student
-    (`trunk`). With its last such block separated as well a yolov8n began recovery at a held-out loss of 0.71 instead of
-    1.10, and was behind after ten minutes.
+    That is those that halve the map, and all behind the last of them. Not the backbone's: as long as it is the
+    original's own, recovery computes it once for teacher and student (`trunk`). With its last such block separated as
+    well a yolov8n began recovery at a held-out loss of 0.71 instead of 1.10, and was behind after ten minutes.
     """
     kinds = [type(layer).__name__ for layer in model.model]
     neck = range(kinds.index("SPPF") + 1 if "SPPF" in kinds else len(kinds), len(kinds) - 1)
-    return [f"model.{index}" for index in neck if _full(model.model[index])] + of_head(model)
+    halving = [index for index in neck if _full(model.model[index])]
+    late = [f"model.{index}." for index in neck if halving and index > halving[-1]]
+    behind = [name for name, module in model.named_modules() if name.startswith(tuple(late)) and _full(module)]
+    return [f"model.{index}" for index in halving] + behind + of_head(model)
 
 
 def of_head(model: nn.Module) -> list[str]:
@@ -55,7 +60,7 @@ class Fit(NamedTuple):
     """What stands in for a convolution, in float64.
 
     Attributes:
-        depthwise, pointwise: factors of its kernel, (i, k) and (o, i).
+        depthwise, pointwise: factors of its kernel, (r, i, k) and (o, r * i), where r is the filters a channel.
         shift: (o,) what its mean output is above theirs.
         lost: the share of its weighted output energy that is lost.
         damage: the same as a sum over a picture, in the units of `ObsScorer`.
@@ -71,7 +76,7 @@ class Fit(NamedTuple):
 
 
 def separate_(model: nn.Module, fits: Mapping[str, Fit]) -> None:
-    """Replace each of these blocks (a convolution, BatchNorm, an activation) by a depthwise and a pointwise one.
+    """Replace each of these blocks (a convolution, BatchNorm, an activation) by depthwise and pointwise ones.
 
     Args:
         model: detector in eval mode, changed in place.
@@ -82,60 +87,70 @@ def separate_(model: nn.Module, fits: Mapping[str, Fit]) -> None:
         setattr(model.get_submodule(parent), leaf, _stand_in(model.get_submodule(name), fit))
 
 
-def choose(model: nn.Module, fits: Mapping[str, Fit], moments: Mapping[str, Moments],
+def choose(model: nn.Module, fits: Mapping[str, Sequence[Fit]], moments: Mapping[str, Moments],
            judge: Callable[[nn.Module], float], *, imgsz: int, macs: float, params: float, align: int,
-           advance: Callable[[int], None] = lambda _: None) -> list[str]:  # fmt: skip
-    """Blocks to separate, so that with the channels that still have to go the network is the nearest to the original.
+           advance: Callable[[int], None] = lambda _: None) -> dict[str, Fit]:  # fmt: skip
+    """What to separate and how, so that with the channels that still have to go the network is nearest to the original.
 
-    What a convolution saves, no channel has to pay for, and the other way round. Beginning with all of the head's, one
-    after another is changed, the most damaged first, and stays so if the network, pruned in one step, is better for it.
-    The damage in the units of OBS would not do: that of class branches is mostly to scores of background, and networks
-    with less of it in sum were worse.
+    What a convolution saves, no channel has to pay for, and the other way round. Beginning with one filter a channel in
+    all of the head, one block after another is changed, the most damaged first, and stays so if the network, pruned in
+    one step, is better for it. The damage in the units of OBS would not do: that of class branches is mostly to scores
+    of background, and networks with less of it in sum were worse.
 
     Args:
         model: detector in eval mode whose C2f are split; not changed.
-        fits: of the blocks that may be separated.
+        fits: of the blocks that may be separated, by the number of filters a channel, from 1 on.
         moments: of their convolutions, and of all that read a group's channels.
         judge: distance of a network from the original.
         imgsz, macs, params, align: as channels are going to be allocated.
         advance: called with the number of blocks tried; each is tried twice, the second time in what has become of
             the network.
+
+    Returns:
+        The fits to use, by the name of the block.
     """
-    inverse: dict[str, Tensor] = {}
-    known = dict(moments) | {f"{name}.1.conv": fit.moments for name, fit in fits.items()}
+    inverse: dict[tuple[str, int], Tensor] = {}
+    names, head = list(fits), of_head(model)
+
+    def used(counts: tuple[int, ...]) -> dict[str, Fit]:
+        return {name: fits[name][count - 1] for name, count in zip(names, counts, strict=True) if count}
 
     @cache
-    def distance(names: frozenset[str]) -> float:
-        trial = copy.deepcopy(model)
-        separate_(trial, {name: fit for name, fit in fits.items() if name in names})
+    def distance(counts: tuple[int, ...]) -> float:  # of filters a channel; 0 leaves a block as it is
+        trial, those = copy.deepcopy(model), used(counts)
+        separate_(trial, those)
         groups = find_groups(trial)
+        known = dict(moments) | {f"{name}.1.conv": fit.moments for name, fit in those.items()}
         scorer = ObsScorer(trial, groups, known, inverse)
         keep = allocate(groups, Cost(trial, groups, imgsz), scorer, macs=macs, params=params, align=align)
         scorer.refit_(keep)
         cut_(trial, {name: index.tolist() for name, index in keep.items()}, groups)
         return judge(trial)
 
-    chosen = frozenset(of_head(model))
-    order = sorted(fits, key=lambda name: -fits[name].damage)
+    chosen = tuple(int(name in head) for name in names)
+    order = sorted(range(len(names)), key=lambda index: -fits[names[index]][0].damage)
     hopeless = set()
-    for name in [*order, *order]:
-        if name not in hopeless:
-            changed = chosen ^ {name}
+    for index in [*order, *order]:
+        tried = {(index, count) for count in range(len(fits[names[index]]) + 1) if count != chosen[index]} - hopeless
+        for _, count in sorted(tried):
+            changed = (*chosen[:index], count, *chosen[index + 1 :])
             if distance(changed) > _HOPELESS * distance(chosen):
-                hopeless.add(name)
+                hopeless.add((index, count))
             chosen = min(chosen, changed, key=distance)
         advance(1)
-    return [name for name in fits if name in chosen]
+    return used(chosen)
 
 
 def _stand_in(block: nn.Module, fit: Fit) -> nn.Module:
-    """A depthwise block without activation and a pointwise one with the stock block's own BatchNorm and activation."""
+    """Depthwise blocks without activation and a pointwise one with the stock block's own BatchNorm and activation."""
     conv: Any = block.conv
-    first, second = yolo.depthwise_and_pointwise(*fit.pointwise.shape[::-1], conv.kernel_size[0], conv.stride[0])
-    first.conv.weight.data.copy_(fit.depthwise.view_as(first.conv.weight))
+    count, inputs, _ = fit.depthwise.shape
+    first, second = yolo.depthwise_and_pointwise(inputs, len(fit.pointwise), conv.kernel_size[0], conv.stride[0], count)
+    for part, kernel in zip(first if count > 1 else [first], fit.depthwise, strict=True):
+        part.conv.weight.data.copy_(kernel.view_as(part.conv.weight))
+        part.bn.eps, part.bn.momentum = block.bn.eps, block.bn.momentum
+        part.bn.weight.data.fill_((1 + block.bn.eps) ** 0.5)  # changes nothing, until it is trained
     second.conv.weight.data.copy_(fit.pointwise.view_as(second.conv.weight))
-    first.bn.eps, first.bn.momentum = block.bn.eps, block.bn.momentum
-    first.bn.weight.data.fill_((1 + block.bn.eps) ** 0.5)  # changes nothing, until it is trained
     second.bn, second.act = copy.deepcopy(block.bn), block.act
     second.bn.running_mean -= fit.shift.to(second.bn.running_mean)
     pair: Any = nn.Sequential(first, second).eval().requires_grad_(False)
@@ -145,31 +160,57 @@ def _stand_in(block: nn.Module, fit: Fit) -> nn.Module:
     return pair
 
 
-def factorize(weight: Tensor, moments: Moments) -> Fit:
-    """The depthwise and pointwise factors that lose the least of what a kernel (o, i, kh, kw) computes."""
+def factorize(weight: Tensor, moments: Moments, filters: int = 1) -> list[Fit]:
+    """The depthwise and pointwise factors that lose the least of what a kernel (o, i, kh, kw) computes.
+
+    Returns:
+        One fit for each number of filters a channel, 1 to `filters`. Filters give maps of variance 1, so that one range
+        fits all of them in INT8.
+    """
     w = weight.detach().double().flatten(2)  # (o, i, k)
     outputs, inputs, area = w.shape
     flat, fisher = w.flatten(1), moments.fisher.double()
     cov = moments.cov + _RIDGE * moments.cov.diagonal().mean() * torch.eye(inputs * area, dtype=torch.float64)
     by_place = cov.view(inputs, area, inputs, area)
-    seen = (flat @ cov).view(outputs, inputs, area)
+    energy = float(((fisher[:, None] * (flat @ cov)) * flat).sum())
+    found: list[Fit] = []
+    bank = torch.zeros(0, inputs, area, dtype=torch.float64)
+    error = w
+    for count in range(1, filters + 1):
+        bank = torch.cat([bank, _filter(error, by_place, fisher)[None]])
+        pointwise = _pointwise(w, bank, by_place)
+        error = w - torch.einsum("ori,rik->oik", pointwise.unflatten(1, (count, inputs)), bank)
+        lost = error.flatten(1)
+        left = float(((fisher[:, None] * (lost @ cov)) * lost).sum())
+        read = Moments((moments.mean.view(inputs, area) * bank).sum(2).flatten(),
+                       torch.einsum("rik,ikjl,sjl->risj", bank, moments.cov.view_as(by_place), bank)
+                       .reshape(count * inputs, -1), moments.fisher)  # fmt: skip
+        found.append(Fit(bank, pointwise, lost @ moments.mean, left / max(energy, 1e-300), left, read))
+    return found
+
+
+def _filter(w: Tensor, by_place: Tensor, fisher: Tensor) -> Tensor:
+    """The filters (i, k), one for each channel, that go the furthest towards a kernel (o, i, k)."""
+    outputs, inputs, area = w.shape
+    seen = (w.flatten(1) @ by_place.reshape(inputs * area, -1)).view_as(w)
     # The best filters if inputs were independent of each other.
-    depthwise = torch.linalg.svd((w * fisher.sqrt()[:, None, None]).transpose(0, 1), full_matrices=False).Vh[:, 0]
-    pointwise = torch.zeros(outputs, inputs, dtype=torch.float64)
-    for sweep in range(_SWEEPS):
-        if sweep:
-            pairs = torch.einsum("o,oi,oj->ij", fisher, pointwise, pointwise)
-            normal = torch.einsum("ij,ikjl->ikjl", pairs, by_place).reshape(inputs * area, -1)
-            wanted = torch.einsum("o,oi,oik->ik", fisher, pointwise, seen).flatten()
-            depthwise = _solve(normal, wanted).view(inputs, area)
-        gram = torch.einsum("ik,ikjl,jl->ij", depthwise, by_place, depthwise)
-        pointwise = _solve(gram, torch.einsum("oik,ik->io", seen, depthwise)).T
-    error = flat - (pointwise[:, :, None] * depthwise[None]).flatten(1)
-    energy, left = (float(((fisher[:, None] * (a @ cov)) * a).sum()) for a in (flat, error))
-    read = Moments((moments.mean.view_as(depthwise) * depthwise).sum(1),
-                   torch.einsum("ik,ikjl,jl->ij", depthwise, moments.cov.view_as(by_place), depthwise),
-                   moments.fisher)  # fmt: skip
-    return Fit(depthwise, pointwise, error @ moments.mean, left / max(energy, 1e-300), left, read)
+    found = torch.linalg.svd((w * fisher.sqrt()[:, None, None]).transpose(0, 1), full_matrices=False).Vh[:, 0]
+    for _ in range(_SWEEPS):
+        pointwise = _pointwise(w, found[None], by_place)
+        pairs = torch.einsum("o,oi,oj->ij", fisher, pointwise, pointwise)
+        normal = torch.einsum("ij,ikjl->ikjl", pairs, by_place).reshape(inputs * area, -1)
+        wanted = torch.einsum("o,oi,oik->ik", fisher, pointwise, seen).flatten()
+        found = _solve(normal, wanted).view(inputs, area)
+    variance = torch.einsum("ik,ikl,il->i", found, by_place.diagonal(dim1=0, dim2=2).movedim(2, 0), found)
+    return found / variance.clamp_min(1e-12).sqrt()[:, None]
+
+
+def _pointwise(w: Tensor, bank: Tensor, by_place: Tensor) -> Tensor:
+    """The best pointwise factor (o, r * i) behind these filters (r, i, k)."""
+    inputs, area = w.shape[1:]
+    seen = (w.flatten(1) @ by_place.reshape(inputs * area, -1)).view_as(w)
+    gram = torch.einsum("rik,ikjl,sjl->risj", bank, by_place, bank).reshape(bank.shape[0] * inputs, -1)
+    return _solve(gram, torch.einsum("oik,rik->rio", seen, bank).flatten(0, 1)).T
 
 
 def _solve(matrix: Tensor, right: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ import numpy as np
 from hawkeye import __version__, artifact
 from hawkeye.artifact import ModelSpec
 from hawkeye.compress.checkpoint_file import HINT, check_file
+from hawkeye.compress.filters import Filters, merge_filters_, split_filters_
 from hawkeye.data import read_labels
 from hawkeye.errors import CheckpointError, ConfigError, DataError, MissingExtraError
 
@@ -68,7 +69,7 @@ class Checkpoint:
     """A trained detector.
 
     Attributes:
-        model: stock DetectionModel, FP32, eval mode, BatchNorm unfused, no gradients asked for.
+        model: DetectionModel of stock blocks but for `Filters`, FP32, eval mode, BatchNorm unfused, no gradients.
         names: class names by index.
         strides: pixels per cell of each output level.
         imgsz: side in pixels that it was trained at.
@@ -108,6 +109,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
                               mend=HINT)  # fmt: skip
     _check_model(path, model)
     model = model.float().eval().requires_grad_(False)
+    split_filters_(model)
     args = {**DEFAULT_CFG_DICT, **(content.get("train_args") or {})}
     model.args, model.task = args, "detect"
     for module in model.modules():
@@ -168,6 +170,7 @@ def save_checkpoint(path: Path, model: DetectionModel, *, names: Sequence[str], 
         extra: further entries of the checkpoint's dictionary.
     """
     copied = copy.deepcopy(model).cpu()
+    merge_filters_(copied)
     if hasattr(copied, "criterion"):
         del copied.criterion
     copied = copied.half().eval().to(memory_format=torch.contiguous_format).requires_grad_(True)
@@ -299,9 +302,11 @@ def freeze_statistics_(model: DetectionModel, frozen: bool = True) -> None:
             module.inplace = not frozen  # in place, autograd clones the input first
 
 
-def depthwise_and_pointwise(inputs: int, outputs: int, kernel: int, stride: int) -> tuple[nn.Module, nn.Module]:
-    """Two fresh stock blocks in place of one; the depthwise one has no activation."""
-    return DWConv(inputs, inputs, kernel, stride, act=False), Conv(inputs, outputs, 1)
+def depthwise_and_pointwise(inputs: int, outputs: int, kernel: int, stride: int,
+                            filters: int = 1) -> tuple[Filters | DWConv, Conv]:  # fmt: skip
+    """Two fresh blocks in place of one; the depthwise one has no activation."""
+    bank = [DWConv(inputs, inputs, kernel, stride, act=False) for _ in range(filters)]
+    return (Filters(bank) if filters > 1 else bank[0]), Conv(filters * inputs, outputs, 1)
 
 
 def folded(model: DetectionModel) -> DetectionModel:
