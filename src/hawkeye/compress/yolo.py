@@ -280,24 +280,42 @@ def fused(model: DetectionModel) -> DetectionModel:
     return model
 
 
-class _FrozenConv(Conv):
-    """Conv whose BatchNorm keeps its statistics: folded into the kernel on the fly, parameters and gradients the same.
+class _Frozen:
+    """A block whose BatchNorm keeps its statistics: folded into the kernel on the fly, the same parameters and gradients.
 
     A kernel is small and a map is large: scaling the kernel instead saves passes over memory, a fifth of a training
     step on two cores.
     """
 
+    conv: nn.Conv2d
+    bn: nn.BatchNorm2d
+    act: nn.Module
+
     def forward(self, x: Tensor) -> Tensor:
+        """(B, c, H, W) to (B, c', H', W')."""
+        assert self.bn.running_var is not None and self.bn.running_mean is not None
         scale = self.bn.weight * (self.bn.running_var + self.bn.eps).rsqrt()
         bias = self.bn.bias - self.bn.running_mean * scale
-        return self.act(self.conv._conv_forward(x, self.conv.weight * scale.view(-1, 1, 1, 1), bias))
+        out: Tensor = self.act(self.conv._conv_forward(x, self.conv.weight * scale.view(-1, 1, 1, 1), bias))
+        return out
+
+
+class _FrozenConv(_Frozen, Conv):
+    pass
+
+
+class _FrozenDWConv(_Frozen, DWConv):
+    pass
+
+
+_FROZEN: dict[type, type] = {Conv: _FrozenConv, DWConv: _FrozenDWConv}
 
 
 def freeze_statistics_(model: DetectionModel, frozen: bool = True) -> None:
     """Switch a model between the stock blocks and faster ones for training with BatchNorm's statistics as they are."""
+    kinds = _FROZEN if frozen else {fast: stock for stock, fast in _FROZEN.items()}
     for module in model.modules():
-        if type(module) is (Conv if frozen else _FrozenConv):
-            module.__class__ = _FrozenConv if frozen else Conv
+        module.__class__ = kinds.get(type(module), type(module))
         if isinstance(module, nn.SiLU):
             module.inplace = not frozen  # in place, autograd clones the input first
 
