@@ -180,8 +180,12 @@ def _as_original(source: Artifact | Path, config: PruneConfig, out: Path) -> Art
 
 
 def _separate_(model: nn.Module, original: nn.Module, config: PruneConfig, pictures: Sequence[Path], imgsz: int,
-               bounds: tuple[float, float]) -> dict[str, float]:  # fmt: skip
-    """Make convolutions depthwise and pointwise ones where the recipe asks for it; what each has lost, by name."""
+               bounds: tuple[float, float]) -> dict[str, dict[str, float]]:  # fmt: skip
+    """Make convolutions depthwise and pointwise ones where the recipe asks for it.
+
+    Returns:
+        Of each: filters a channel, and the share of its weighted output energy that is lost.
+    """
     names = separable.convolutions(model) if config.separable else []
     if not names:
         return {}
@@ -200,12 +204,11 @@ def _separate_(model: nn.Module, original: nn.Module, config: PruneConfig, pictu
             chosen = separable.choose(model, fits, moments, judge, imgsz=imgsz, macs=bounds[0], params=bounds[1],
                                       align=config.align, advance=bar.advance)  # fmt: skip
     separable.separate_(model, chosen)
-    two = sum(len(fit.depthwise) > 1 for fit in chosen.values())
-    lost = {name: fit.lost for name, fit in chosen.items()}
-    told = f", and lose {min(lost.values()):.1%} to {max(lost.values()):.1%} of their output's energy" if lost else ""
+    two, lost = sum(len(fit.depthwise) == 2 for fit in chosen.values()), [fit.lost for fit in chosen.values()]
+    told = f", and lose {min(lost):.1%} to {max(lost):.1%} of their output's energy" if lost else ""
     say(f"{len(chosen)} of {len(names)} 3x3 convolutions are depthwise and pointwise now, "
         f"{two} of them with two filters a channel{told}")  # fmt: skip
-    return lost
+    return {name: {"filters": len(fit.depthwise), "lost": fit.lost} for name, fit in chosen.items()}
 
 
 def _readers(groups: Sequence[Group]) -> list[str]:

@@ -281,7 +281,7 @@ def fused(model: DetectionModel) -> DetectionModel:
 
 
 class _Frozen:
-    """A block whose BatchNorm keeps its statistics: folded into the kernel on the fly, the same parameters and gradients.
+    """A block whose BatchNorm keeps its statistics: folded into the kernel on the fly, with the same gradients.
 
     A kernel is small and a map is large: scaling the kernel instead saves passes over memory, a fifth of a training
     step on two cores.

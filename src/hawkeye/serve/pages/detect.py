@@ -33,6 +33,12 @@ def build(site: Site) -> None:
     Bench(site)
 
 
+class _Slider(ui.slider):
+    """Is moved in the browser at once: the server's answer to an earlier key must not put it back."""
+
+    LOOPBACK = False
+
+
 class Bench:
     """What was dropped, what was found, and the controls."""
 
@@ -67,7 +73,7 @@ class Bench:
                 self.verdict = ui.label().classes("hk-verdict").props("role=status")
                 with ui.element("div") as self.pictures:
                     self.sides = [Side(), Side()]
-                self.frame = ui.slider(min=0, max=1, value=0, on_change=lambda: self.show()).props(
+                self.frame = _Slider(min=0, max=1, value=0, on_change=lambda: self.show()).props(
                     f'snap aria-label="{t("detect.frames")}"'
                 )
                 self.frame_text = ui.label().classes("hk-soft")
@@ -103,7 +109,7 @@ class Bench:
     def _slider(self, text: str, low: float, high: float, value: float) -> ui.slider:
         with ui.element("div").classes("hk-slider"):
             ui.label(text).classes("hk-label hk-soft")
-            slider = ui.slider(min=low, max=high, step=0.01, value=value, on_change=lambda: self.show()).props(
+            slider = _Slider(min=low, max=high, step=0.01, value=value, on_change=lambda: self.show()).props(
                 f'aria-label="{text}"'
             )
             output = ui.label().bind_text_from(slider, "value", lambda v: f"{v:.2f}")
