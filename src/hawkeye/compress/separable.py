@@ -31,7 +31,7 @@ _HOPELESS = 1.2  # times the distance: what was as bad as that the first time is
 
 
 def convolutions(model: nn.Module) -> list[str]:
-    """Names of blocks that can be separated: full 3x3 ones of the head, and of the neck from where it halves the map last.
+    """Names of blocks that can be separated: full 3x3 ones of the head, and from the neck's last halving of the map on.
 
     What comes before is left as it is: as long as it is the original's own, recovery computes it once for teacher and
     student (`trunk`). With the last such block of the backbone separated as well a yolov8n began recovery at a held-out
