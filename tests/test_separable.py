@@ -35,7 +35,7 @@ from hawkeye.scenes import NAMES  # noqa: E402
 pytestmark = pytest.mark.compress
 SIZE = 96
 HEAD = [f"model.22.cv{branch}.{level}.{i}" for branch in (2, 3) for level in range(3) for i in range(2)]
-DENSE = ["model.19", "model.21.m.0.cv1", "model.21.m.0.cv2", *HEAD]
+DENSE = ["model.16", "model.19", "model.21.m.0.cv1", "model.21.m.0.cv2", *HEAD]
 CONFIG = {"samples": 8, "rounds": 2, "align": 4, "imgsz": SIZE, "separable": True}
 
 
@@ -164,7 +164,7 @@ def test_channels_that_are_never_active_do_no_harm():
 
 def test_those_that_can_be_separated_are_found(dense, separated):
     assert (convolutions(dense), of_head(dense)) == (DENSE, HEAD)
-    assert of_head(separated[0]) == [] and convolutions(separated[0]) == DENSE[:3]
+    assert of_head(separated[0]) == [] and convolutions(separated[0]) == DENSE[:4]
 
 
 @pytest.mark.parametrize("name", ["model.22.cv3.0.0", "model.22.cv3.0.1"])

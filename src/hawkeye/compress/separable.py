@@ -31,18 +31,18 @@ _HOPELESS = 1.2  # times the distance: what was as bad as that the first time is
 
 
 def convolutions(model: nn.Module) -> list[str]:
-    """Names of blocks that can be separated: full 3x3 ones of the head, and from the neck's last halving of the map on.
+    """Names of blocks that can be separated: the head's full 3x3 ones, and those of the neck that come late.
 
-    What comes before is left as it is: as long as it is the original's own, recovery computes it once for teacher and
-    student (`trunk`). With the last such block of the backbone separated as well a yolov8n began recovery at a held-out
-    loss of 0.71 instead of 1.10, and was behind after ten minutes.
+    That is those that halve the map, and all behind the last of them. Not the backbone's: as long as it is the
+    original's own, recovery computes it once for teacher and student (`trunk`). With its last such block separated as
+    well a yolov8n began recovery at a held-out loss of 0.71 instead of 1.10, and was behind after ten minutes.
     """
     kinds = [type(layer).__name__ for layer in model.model]
     neck = range(kinds.index("SPPF") + 1 if "SPPF" in kinds else len(kinds), len(kinds) - 1)
-    first = max((index for index in neck if _full(model.model[index])), default=neck.stop)
-    late = tuple(f"model.{index}." for index in range(first, neck.stop))
-    found = [name for name, module in model.named_modules() if f"{name}.".startswith(late) and _full(module)]
-    return found + of_head(model)
+    halving = [index for index in neck if _full(model.model[index])]
+    late = [f"model.{index}." for index in neck if halving and index > halving[-1]]
+    behind = [name for name, module in model.named_modules() if name.startswith(tuple(late)) and _full(module)]
+    return [f"model.{index}" for index in halving] + behind + of_head(model)
 
 
 def of_head(model: nn.Module) -> list[str]:
