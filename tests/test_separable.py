@@ -335,6 +335,16 @@ def test_of_the_networks_that_are_tried_the_nearest_is_chosen(dense, frames, kep
     assert convolutions(model) == names, "the network is not changed"
 
 
+def test_steps_keep_their_size_over_what_is_left_to_do():
+    """Equal ratios: what halves the way in logarithms halves the number of steps, and the farther bound decides."""
+    rounds = importlib.import_module("hawkeye.compress.prune")._rounds
+    config = PruneConfig(images="x", rounds=6)
+    assert rounds(config, (100, 100), (100, 100), (64.0, 64.0)) == 6
+    assert rounds(config, (100, 100), (64, 80), (64.0, 64.0)) == 3
+    assert rounds(config, (100, 100), (50, 60), (64.0, 64.0)) == 1
+    assert rounds(PruneConfig(images="x", method="l1"), (100, 100), (100, 100), (64.0, 64.0)) == 1
+
+
 def test_moments_behind_a_filter_are_those_that_are_measured(dense, frames):
     """With every position drawn, which happens once each, they are the same."""
     name = "model.22.cv3.1.0"

@@ -87,9 +87,11 @@ class PruneConfig(StageConfig):
     samples: Annotated[int, Field(ge=8)] = 96
     """Training pictures that the saliency is measured on."""
     rounds: Annotated[int, Field(ge=1, le=16)] = 4
-    """Small steps in which obs reaches the bounds; everything is measured again after each."""
+    """Small steps in which obs reaches the bounds, everything measured again after each; fewer where separable is on
+    and has left less to do."""
     separable: bool = True
-    """First make 3x3 convolutions of neck and head depthwise and pointwise, where that costs less than channels."""
+    """First make 3x3 convolutions of neck and head depthwise and pointwise, with one or two filters a channel, where
+    that costs less than channels."""
     floor: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Share of its accuracy that a pruned network must have left for training to begin; 0 trains whatever is left."""
 

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+_BY_CHANNEL = ("conv.weight", "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var")
+
 
 class Filters(nn.ModuleList):
     """Depthwise blocks that read the same map; what the first of them computes comes first."""
@@ -42,9 +44,6 @@ def merge_filters_(model: nn.Module) -> None:
         if isinstance(first, Filters):
             pair[0] = _interleaved(first)
             _reorder_(second, len(first), second.conv.in_channels // len(first))
-
-
-_BY_CHANNEL = ("conv.weight", "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var")
 
 
 def _pairs(model: nn.Module) -> list[Any]:
