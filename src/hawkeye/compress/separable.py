@@ -27,6 +27,7 @@ from hawkeye.compress.saliency import Moments, ObsScorer
 FILTERS = 2  # a channel, at most
 _SWEEPS = 6  # each fits either factor once; the error is level after five
 _RIDGE = 1e-3  # of the mean variance
+_LARGEST = 32.0  # norm of a filter: what reads a channel that hardly varies must still fit into half precision
 _HOPELESS = 1.2  # times the distance: what was as bad as that the first time is not tried again
 
 
@@ -164,8 +165,8 @@ def factorize(weight: Tensor, moments: Moments, filters: int = 1) -> list[Fit]:
     """The depthwise and pointwise factors that lose the least of what a kernel (o, i, kh, kw) computes.
 
     Returns:
-        One fit for each number of filters a channel, 1 to `filters`. Filters give maps of variance 1, so that one range
-        fits all of them in INT8.
+        One fit for each number of filters a channel, 1 to `filters`. Filters give maps of variance 1, within reason,
+        so that one range fits all of them in INT8.
     """
     w = weight.detach().double().flatten(2)  # (o, i, k)
     outputs, inputs, area = w.shape
@@ -202,7 +203,9 @@ def _filter(w: Tensor, by_place: Tensor, fisher: Tensor) -> Tensor:
         wanted = torch.einsum("o,oi,oik->ik", fisher, pointwise, seen).flatten()
         found = _solve(normal, wanted).view(inputs, area)
     variance = torch.einsum("ik,ikl,il->i", found, by_place.diagonal(dim1=0, dim2=2).movedim(2, 0), found)
-    return found / variance.clamp_min(1e-12).sqrt()[:, None]
+    found = found / variance.clamp_min(1e-30).sqrt()[:, None]
+    norm = found.norm(dim=1, keepdim=True).clamp_min(1e-30)
+    return found * norm.clamp(1 / _LARGEST, _LARGEST) / norm
 
 
 def _pointwise(w: Tensor, bank: Tensor, by_place: Tensor) -> Tensor:
