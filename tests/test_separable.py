@@ -155,11 +155,15 @@ def test_what_the_inputs_are_decides_the_fit():
 def test_channels_that_are_never_active_do_no_harm():
     known = moments()
     known.cov[:9] = known.cov[:, :9] = 0
-    known.cov[9:18] *= 1e-9  # and of one that hardly is
-    known.cov[:, 9:18] *= 1e-9
     for depth, point, _, lost, *_ in factorize(torch.randn(6, 5, 3, 3), known, 2):
         assert torch.isfinite(depth).all() and torch.isfinite(point).all() and lost < 1
-        assert max(depth.abs().max(), point.abs().max()) < 1000, "checkpoints hold half precision"
+
+
+def test_factors_of_a_map_that_hardly_varies_fit_into_half_precision():
+    known = moments()
+    known.cov *= 1e-14
+    for depth, point, *_ in factorize(torch.randn(6, 5, 3, 3), known, 2):
+        assert max(depth.abs().max(), point.abs().max()) < 1000
 
 
 # --- the network ------------------------------------------------------------------------------------------------------
