@@ -1,9 +1,9 @@
 """Several depthwise filters a channel, as one stock block in a file and as parallel ones everywhere else.
 
 A stock depthwise convolution may have r filters for each channel: `DWConv(c, r * c)`. OpenVINO and oneDNN have no fast
-kernel for that: in INT8 two filters a channel, and the pointwise convolution behind them, take six times as long as one
-filter does, 2.8 ms instead of 0.48 at 64 channels of 80 x 80, and a full 3x3 convolution takes 0.90 (two cores with
-VNNI, `benchmarks/filters.py`). Two depthwise convolutions whose maps are concatenated compute the same in 0.71. So
+kernel for that: in INT8 two filters a channel, and the pointwise convolution behind them, take eight times as long as
+one filter does, 2.5 ms instead of 0.32 at 64 channels of 80 x 80, and a full 3x3 convolution takes 0.75 (two cores with
+VNNI, `benchmarks/filters.py`). Two depthwise convolutions whose maps are concatenated compute the same in 0.50. So
 checkpoints are made of stock blocks, as stock Ultralytics reads them, and what is pruned, trained and exported has
 parallel ones; `yolo.load_checkpoint` and `yolo.save_checkpoint` are where the one becomes the other.
 """

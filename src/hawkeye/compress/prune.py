@@ -154,8 +154,10 @@ class _Clocks:
 
 def _rounds(config: PruneConfig, start: tuple[int, int], begin: tuple[int, int], bounds: tuple[float, float]) -> int:
     """Steps of the size that the recipe asks for, over what separable convolutions have left to do."""
-    if config.method != "obs" or config.latency is not None:
-        return config.rounds if config.method == "obs" else 1
+    if config.method != "obs":
+        return 1
+    if config.latency is not None:
+        return config.rounds
     left = max(math.log(b / bound) / math.log(a / bound) for a, b, bound in zip(start, begin, bounds, strict=True))
     return max(1, math.ceil(config.rounds * left))
 
@@ -195,7 +197,7 @@ def _separate_(model: nn.Module, original: nn.Module, config: PruneConfig, pictu
         fits = {}
         for name in names:
             weight, known = model.get_submodule(name).conv.weight, moments[f"{name}.conv"]
-            fits[name] = separable.factorize(weight, known, separable.FILTERS)
+            fits[name] = separable.factorize(weight, known, separable.FILTERS if config.latency is None else 1)
             bar.advance(1)
     chosen = {name: fits[name][0] for name in separable.of_head(model)}
     if config.latency is None:  # with a bound on it, what each saves of it would have to be measured first
