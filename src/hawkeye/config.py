@@ -92,6 +92,8 @@ class PruneConfig(StageConfig):
     separable: bool = True
     """First make 3x3 convolutions of neck and head depthwise and pointwise, with one or two filters a channel, where
     that costs less than channels."""
+    hardswish: Annotated[float, Field(ge=0)] = 0.0
+    """What Hardswish instead of SiLU, where INT8 gains most by it, may cost in units of recovery's loss; 0: none."""
     floor: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Share of its accuracy that a pruned network must have left for training to begin; 0 trains whatever is left."""
 

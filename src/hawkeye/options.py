@@ -39,6 +39,7 @@ Latency = Annotated[float | None, about(PruneConfig, "latency")]
 Method = Annotated[Literal["obs", "l1", "bn", "taylor"] | None, about(PruneConfig, "method")]
 Align = Annotated[int | None, about(PruneConfig, "align")]
 Separable = Annotated[bool | None, about(PruneConfig, "separable")]
+Simpler = Annotated[float | None, about(PruneConfig, "hardswish")]
 Budget = Annotated[str | None, about(RecoverConfig, "budget")]
 Steps = Annotated[int | None, about(RecoverConfig, "steps")]
 Threads = Annotated[int | None, about(BenchmarkConfig, "threads")]
@@ -65,6 +66,7 @@ class RunOptions:
     method: Method = None
     align: Align = None
     separable: Separable = None
+    hardswish: Simpler = None
     budget: Budget = None
     steps: Steps = None
     int8: Int8 = None
@@ -98,7 +100,7 @@ class RunOptions:
             imgsz=None if self.imgsz == "auto" else self.imgsz,
             device=self.device, store=self.store,
             prune=given(base.prune, flops=self.flops, params=self.params, latency=self.latency, method=self.method,
-                        align=self.align, separable=self.separable),
+                        align=self.align, separable=self.separable, hardswish=self.hardswish),
             recover=given(base.recover, budget=self.budget, steps=self.steps),
             quantize=given(base.quantize, mode=self.int8),
             gates=given(base.gates, max_drop=self.max_drop),

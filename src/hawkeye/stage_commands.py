@@ -37,6 +37,7 @@ from hawkeye.options import (
     Params,
     Seed,
     Separable,
+    Simpler,
     Steps,
     Threads,
     about,
@@ -60,6 +61,7 @@ def prune(
     method: Method = None,
     align: Align = None,
     separable: Separable = None,
+    hardswish: Simpler = None,
     samples: Annotated[int | None, about(PruneConfig, "samples")] = None,
     rounds: Annotated[int | None, about(PruneConfig, "rounds")] = None,
     imgsz: OwnSize = None,
@@ -75,7 +77,7 @@ def prune(
         hawkeye prune yolov8n.pt --images pictures/ --out runs/faster --latency 0.6 --flops 1 --params 1
     """
     config = given(PruneConfig(), data=data, images=images, flops=flops, params=params, latency=latency, method=method,
-                   align=align, separable=separable, samples=samples, rounds=rounds, imgsz=imgsz, seed=seed,
+                   align=align, separable=separable, hardswish=hardswish, samples=samples, rounds=rounds, imgsz=imgsz, seed=seed,
                    device=device)  # fmt: skip
     source = _source(model, out, imgsz, "prune")
     made = load("hawkeye.compress.prune").prune(source, config, out=out)

@@ -26,6 +26,7 @@ from hawkeye.progress import progress, say
 from hawkeye.scenes import draw_dataset
 
 _FRACTIONS = (0.75, 0.5, 0.25)
+_NAMES = {nn.BatchNorm2d: "BatchNorm", nn.SiLU: "SiLU", nn.Hardswish: "Hardswish"}
 _WARM_UP = 2  # frames before the clock counts: allocations and the choice of kernels
 
 
@@ -133,8 +134,7 @@ def _layers(model: nn.Module, imgsz: int, frames: int) -> tuple[list[dict[str, A
         own = [*conv.parameters(), *(norm.parameters() if norm is not None else ())]
         rows.append({
             "name": name,
-            "kind": "depthwise convolution, BatchNorm" if depthwise(conv)
-                    else "convolution" + (", BatchNorm, SiLU" if norm is not None else ""),
+            "kind": ", ".join(["depthwise convolution" if depthwise(conv) else "convolution", *_after(model, name)]),
             "shape": list(conv.weight.shape),
             "stride": conv.stride[0],
             "channels_in": conv.in_channels,
@@ -157,6 +157,12 @@ def _layers(model: nn.Module, imgsz: int, frames: int) -> tuple[list[dict[str, A
         "frames": f"the fastest {used} of {frames}",
         "threads": torch.get_num_threads(),
     }
+
+
+def _after(model: nn.Module, name: str) -> list[str]:
+    """What follows a convolution in its block."""
+    parts = (getattr(model.get_submodule(_block(model, name)), part, None) for part in ("bn", "act"))
+    return [_NAMES[type(part)] for part in parts if type(part) in _NAMES]
 
 
 def _block(model: nn.Module, name: str) -> str:

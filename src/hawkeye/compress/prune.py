@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from hawkeye import artifact, keys
 from hawkeye.artifact import Artifact
-from hawkeye.compress import separable, yolo
+from hawkeye.compress import activations, separable, yolo
 from hawkeye.compress.allocate import Allocator, Cost, LatencyBound, Scorer, allocate, check_reachable, units_of
 from hawkeye.compress.distance import agreement, load_batches
 from hawkeye.compress.forecast import forecast, tell
@@ -60,6 +61,7 @@ def prune(source: Artifact | Path, config: PruneConfig, *, out: Path, allocator:
     checkpoint = yolo.load_checkpoint(base.path("pytorch"))
     imgsz = config.imgsz or base.spec.imgsz
     model = copy.deepcopy(checkpoint.model)
+    simpler = _simplify_(model, checkpoint.model, config, pictures, imgsz)
     split_c2f_(model)
     groups = find_groups(model)
     cost = Cost(model, groups, imgsz)
@@ -109,7 +111,8 @@ def prune(source: Artifact | Path, config: PruneConfig, *, out: Path, allocator:
         parent_sha256=base.sha256, key=key, config=config.model_dump(mode="json"), seed=config.seed,
         details={**fractions, "widths": widths, "kept_features": kept, "pictures": len(pictures),
                  "groups": {name: len(index) for name, index in channels.items()},
-                 "forecast": told, "separated": separated, **({"latency": timed} if timed else {})},
+                 "forecast": told, "hardswish": simpler, "separated": separated,
+                 **({"latency": timed} if timed else {})},
     )  # fmt: skip
 
 
@@ -181,6 +184,20 @@ def _as_original(source: Artifact | Path, config: PruneConfig, out: Path) -> Art
     return import_original(source, imgsz=imgsz, out=out / "original")
 
 
+def _simplify_(model: nn.Module, original: nn.Module, config: PruneConfig, pictures: Sequence[Path],
+               imgsz: int) -> dict[str, float]:  # fmt: skip
+    """Give blocks Hardswish as far as the recipe allows; returns what each costs alone."""
+    if not config.hardswish:
+        return {}
+    judge = agreement(original, pictures[:_JUDGES], imgsz, "cpu")
+    names = activations.blocks(model)
+    with progress("choosing activations", len(names)) as bar:
+        chosen = activations.simplify_(model, judge, imgsz, config.hardswish, bar.advance)
+    say(f"{len(chosen)} of {len(names)} blocks have Hardswish instead of SiLU, at a distance of at most "
+        f"{sum(chosen.values()):.3f} from the original")  # fmt: skip
+    return chosen
+
+
 def _separate_(model: nn.Module, original: nn.Module, config: PruneConfig, pictures: Sequence[Path], imgsz: int,
                bounds: tuple[float, float]) -> dict[str, dict[str, float]]:  # fmt: skip
     """Make convolutions depthwise and pointwise ones where the recipe asks for it.
@@ -206,10 +223,12 @@ def _separate_(model: nn.Module, original: nn.Module, config: PruneConfig, pictu
             chosen = separable.choose(model, fits, moments, judge, imgsz=imgsz, macs=bounds[0], params=bounds[1],
                                       align=config.align, advance=bar.advance)  # fmt: skip
     separable.separate_(model, chosen)
-    two, lost = sum(len(fit.depthwise) == 2 for fit in chosen.values()), [fit.lost for fit in chosen.values()]
-    told = f", and lose {min(lost):.1%} to {max(lost):.1%} of their output's energy" if lost else ""
-    say(f"{len(chosen)} of {len(names)} 3x3 convolutions are depthwise and pointwise now, "
-        f"{two} of them with two filters a channel{told}")  # fmt: skip
+    if chosen:
+        lost = [fit.lost for fit in chosen.values()]
+        banks = Counter(len(fit.depthwise) for fit in chosen.values())
+        told = ", ".join(f"{count} with {filters}" for filters, count in sorted(banks.items()))
+        say(f"{len(chosen)} of {len(names)} 3x3 convolutions are depthwise and pointwise now; filters a channel: {told}; "
+            f"{min(lost):.1%} to {max(lost):.1%} of their output's energy are lost")  # fmt: skip
     return {name: {"filters": len(fit.depthwise), "lost": fit.lost} for name, fit in chosen.items()}
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from hawkeye import artifact, keys
 from hawkeye.artifact import Artifact
-from hawkeye.compress import yolo
+from hawkeye.compress import activations, yolo
 from hawkeye.compress.distance import agreement, distillation_loss
 from hawkeye.compress.training import Batch, Look, Objective, Source, first_rank, fit_, wait_for_all
 from hawkeye.compress.trunk import SharedTrunk, untouched
@@ -66,19 +66,19 @@ def recover(source: Artifact, config: RecoverConfig, *, teacher: Artifact, out: 
     original.to(config.device, memory_format=torch.channels_last)
     _check_teacher(original, loaded.model, teacher)
     kept = _kept_features(source, original, config) if config.teacher is None else {}
-    trunk = _shared_trunk(model, unfolded, original, source, config)
-    if trunk is not None:
-        kept = {name: index for name, index in kept.items() if name not in trunk}
     learn_l, judge_l = split_holdout(labelled, config.holdout, config.seed) if labelled else ([], [])
     learn_u, judge_u = split_holdout(unlabelled, config.holdout, config.seed) if unlabelled else ([], [])
     if not learn_l + learn_u:
         raise DataError("too few pictures to learn from", got=len(labelled) + len(unlabelled),
                         expected="at least 2, one of which is set aside to choose the best weights on")  # fmt: skip
+    judge = agreement(original, (judge_l + judge_u)[:64], imgsz, config.device)  # before a trunk is shared
+    trunk = _shared_trunk(model, unfolded, original, source, config)
+    if trunk is not None:
+        kept = {name: index for name, index in kept.items() if name not in trunk}
     names = loaded.names
     lessons, objective = distillation(model, original, (learn_l, learn_u), names, imgsz, kept, config, trunk)
     say(f"recovering on {len(learn_l)} labelled and {len(learn_u)} unlabelled pictures, "
         f"judged on {min(64, len(judge_l) + len(judge_u))} held-out training pictures")  # fmt: skip
-    judge = agreement(original, (judge_l + judge_u)[:64], imgsz, config.device)
     state = out / "training" / f"{key[:16]}.pt"
     curve, best, start = fit_(
         model, lessons, objective, judge, config, state=state, title="recover",
@@ -272,6 +272,9 @@ def _shared_trunk(model: nn.Module, teacher: nn.Module, original: nn.Module, sou
     if not length:
         return None
     say(f"{length} of {len(model.model)} layers are as they were: they stay so, and are computed once for both")
+    for name in activations.of(model):  # the teacher has them too, where it is shared: cheaper than to compute both
+        if int(name.split(".")[1]) < length:
+            original.get_submodule(name).act = nn.Hardswish()
     return SharedTrunk(model, original, length)
 
 
