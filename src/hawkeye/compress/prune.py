@@ -189,7 +189,7 @@ def _simplify_(model: nn.Module, original: nn.Module, config: PruneConfig, pictu
     """Give blocks Hardswish as far as the recipe allows; returns what each costs alone."""
     if not config.hardswish:
         return {}
-    judge = agreement(original, pictures[:_JUDGES], imgsz, "cpu")
+    judge = agreement(original, pictures[: _JUDGES // 2], imgsz, "cpu")  # each block alone is told apart by fewer
     names = activations.blocks(model)
     with progress("choosing activations", len(names)) as bar:
         chosen = activations.simplify_(model, judge, imgsz, config.hardswish, bar.advance)

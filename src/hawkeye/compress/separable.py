@@ -28,6 +28,7 @@ FILTERS = 3  # a channel, at most
 _SWEEPS = 6  # each fits either factor once; the error is level after five
 _RIDGE = 1e-3  # of the mean variance
 _LARGEST = 32.0  # norm of a filter: what reads a channel that hardly varies must still fit into half precision
+_HOPELESS = 1.2  # times the distance: what was as bad as that the first time is not tried again
 
 
 def convolutions(model: nn.Module) -> list[str]:
@@ -93,8 +94,8 @@ def choose(model: nn.Module, fits: Mapping[str, Sequence[Fit]], moments: Mapping
     """What to separate and how, so that with the channels that still have to go the network is nearest to the original.
 
     What a convolution saves, no channel has to pay for, and the other way round. Beginning with one filter a channel in
-    all of the head, one block after another is given more filters or fewer, the most damaged first, for as long as the
-    network, pruned in one step, is better for it. The damage in the units of OBS would not do: that of class branches is mostly to scores
+    all of the head, one block after another is changed, the most damaged first, and stays so if the network, pruned in
+    one step, is better for it. The damage in the units of OBS would not do: that of class branches is mostly to scores
     of background, and networks with less of it in sum were worse.
 
     Args:
@@ -129,13 +130,14 @@ def choose(model: nn.Module, fits: Mapping[str, Sequence[Fit]], moments: Mapping
 
     chosen = tuple(int(name in head) for name in names)
     order = sorted(range(len(names)), key=lambda index: -fits[names[index]][0].damage)
+    hopeless = set()
     for index in [*order, *order]:
-        for way in (1, -1):
-            while 0 <= chosen[index] + way <= len(fits[names[index]]):
-                changed = (*chosen[:index], chosen[index] + way, *chosen[index + 1 :])
-                if distance(changed) >= distance(chosen):
-                    break
-                chosen = changed
+        tried = {(index, count) for count in range(len(fits[names[index]]) + 1) if count != chosen[index]} - hopeless
+        for _, count in sorted(tried):
+            changed = (*chosen[:index], count, *chosen[index + 1 :])
+            if distance(changed) > _HOPELESS * distance(chosen):
+                hopeless.add((index, count))
+            chosen = min(chosen, changed, key=distance)
         advance(1)
     return used(chosen)
 
