@@ -10,6 +10,7 @@ for _package in ("ultralytics", "onnx", "onnxruntime", "openvino"):
     pytest.importorskip(_package)
 
 import onnx  # noqa: E402
+import openvino  # noqa: E402
 import yaml  # noqa: E402
 
 import tiny_detector  # noqa: E402
@@ -19,6 +20,10 @@ from hawkeye.compress.original import import_original  # noqa: E402
 from hawkeye.compress.torch_runtime import TorchRuntime  # noqa: E402
 from hawkeye.config import ExportConfig  # noqa: E402
 from hawkeye.errors import ExportError  # noqa: E402
+from hawkeye.runtime import ir  # noqa: E402
+from hawkeye.runtime.core import core  # noqa: E402
+from hawkeye.runtime.head import quicken_  # noqa: E402
+from hawkeye.runtime.ir import Ir, read  # noqa: E402
 
 pytestmark = pytest.mark.compress
 NAMES = ("dot", "traffic light", "ring")
@@ -138,3 +143,38 @@ def test_real_yolov8n_exports_within_tolerance_on_real_pictures(real_data, tmp_p
     for found in made.details["parity"].values():
         assert found["scores"] < 1e-3
         assert found["boxes_px"] < 0.03
+
+
+def test_the_head_in_a_quicker_order_gives_the_same_boxes_and_scores(exported):
+    """In the square, in a rectangle, and with the file's own order of the head where it is not a stock one."""
+    path, spec = exported.path("openvino"), exported.spec
+    for hw in ((96, 96), (64, 96)):
+        quick = Ir.open(path, spec).prepared(hw)
+        kinds = [node.get_type_name() for node in quick.get_ordered_ops()]
+        assert "Softmax" not in kinds
+        canvas = np.random.default_rng(2).integers(0, 256, (1, *hw, 3), np.uint8)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ir, "quicken_", lambda *_: False)
+            stock = Ir.open(path, spec).prepared(hw)
+        assert "Softmax" in [node.get_type_name() for node in stock.get_ordered_ops()]
+        options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+        got, wanted = (core().compile_model(model, "CPU", options)(canvas)[0] for model in (quick, stock))
+        np.testing.assert_allclose(got[:, :4], wanted[:, :4], atol=1e-3)  # pixels
+        np.testing.assert_allclose(got[:, 4:], wanted[:, 4:], atol=1e-6)
+
+
+@pytest.mark.parametrize("foreign", ["cells", "bins", "more classes"])
+def test_a_head_that_is_not_the_stock_one_is_left_as_it_is(exported, foreign):
+    model, spec = read(exported.path("openvino")), exported.spec
+    wanted = {"cells": (1, 2, spec.anchors), "bins": (1, 16, 1, 1)}.get(foreign)
+    for node in model.get_ordered_ops():
+        if node.get_type_name() == "Constant" and tuple(node.get_output_shape(0)) == wanted:
+            other = openvino.opset13.constant(node.get_data() + np.float32(0.25))
+            for port in node.output(0).get_target_inputs():
+                port.replace_source_output(other.output(0))
+    if foreign == "more classes":
+        spec = spec.model_copy(update={"names": (*spec.names, "one more")})
+    before = [node.get_friendly_name() for node in model.get_ordered_ops()]
+    assert not quicken_(model, spec, (96, 96))
+    assert [node.get_friendly_name() for node in model.get_ordered_ops()] == before
+    assert quicken_(read(exported.path("openvino")), exported.spec, (96, 96))

@@ -77,8 +77,8 @@ def prune(
         hawkeye prune yolov8n.pt --images pictures/ --out runs/faster --latency 0.6 --flops 1 --params 1
     """
     config = given(PruneConfig(), data=data, images=images, flops=flops, params=params, latency=latency, method=method,
-                   align=align, separable=separable, hardswish=hardswish, samples=samples, rounds=rounds, imgsz=imgsz, seed=seed,
-                   device=device)  # fmt: skip
+                   align=align, separable=separable, hardswish=hardswish, samples=samples, rounds=rounds,
+                   imgsz=imgsz, seed=seed, device=device)  # fmt: skip
     source = _source(model, out, imgsz, "prune")
     made = load("hawkeye.compress.prune").prune(source, config, out=out)
     print(f"GFLOPs {source.gflops:.2f} → {made.gflops:.2f}, parameters {source.params:,} → {made.params:,}")

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import openvino as ov
-from numpy.typing import NDArray
 from openvino import opset13
 from openvino.preprocess import ColorFormat, PrePostProcessor
 
@@ -23,6 +22,7 @@ from hawkeye.geometry import Size
 from hawkeye.records import RuntimeName
 from hawkeye.runtime import spec_from_metadata
 from hawkeye.runtime.core import core
+from hawkeye.runtime.head import head_constants, quicken_
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Ir:
         model = self._model.clone()
         if hw != (self._own.imgsz, self._own.imgsz):
             _resize_(model, self._own, hw, self.path)
-        return _prepare(model, hw, self.path)
+        return _prepare(model, self.spec, hw, self.path)
 
 
 def read(path: Path) -> ov.Model:
@@ -106,7 +106,7 @@ def reason(error: RuntimeError) -> str:
     return next((line for line in reversed(lines) if line), "no reason given")[:300]
 
 
-def _prepare(model: ov.Model, canvas_hw: Size, path: Path) -> ov.Model:
+def _prepare(model: ov.Model, spec: ModelSpec, canvas_hw: Size, path: Path) -> ov.Model:
     """Make the input static and put the preprocessing into the graph: uint8 NHWC BGR in, float32 out."""
     if len(model.inputs) != 1 or len(model.outputs) != 1:
         raise ModelError(f"{path} is not a detector", got=f"{len(model.inputs)} inputs, {len(model.outputs)} outputs",
@@ -119,6 +119,7 @@ def _prepare(model: ov.Model, canvas_hw: Size, path: Path) -> ov.Model:
     try:
         if shape.is_dynamic:
             model.reshape(wanted)
+        quicken_(model, spec, canvas_hw)
         process = PrePostProcessor(model)
         process.input().tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout("NHWC")).set_color_format(
             ColorFormat.BGR
@@ -148,7 +149,7 @@ def _resize_(model: ov.Model, own: ModelSpec, canvas_hw: Size, path: Path) -> No
     before, after = own.anchors, own.anchors_of(canvas_hw)
     try:
         if model.input().partial_shape.is_static:
-            old, wanted = _head_constants(own.strides, (own.imgsz,) * 2), _head_constants(own.strides, canvas_hw)
+            old, wanted = head_constants(own.strides, (own.imgsz,) * 2), head_constants(own.strides, canvas_hw)
             for node in [op for op in model.get_ordered_ops() if op.get_type_name() == "Constant"]:
                 shape = node.get_output_shape(0)
                 if len(shape) == 0 or (before not in shape and len(shape) != 1):
@@ -175,18 +176,6 @@ def _resize_(model: ov.Model, own: ModelSpec, canvas_hw: Size, path: Path) -> No
         model.validate_nodes_and_infer_types()
     except RuntimeError as error:
         raise ModelError(f"{path} cannot take pictures of {size} pixels", got=reason(error), mend=mend) from None
-
-
-def _head_constants(strides: tuple[int, ...], canvas_hw: tuple[int, ...]) -> dict[str, NDArray[np.float32]]:
-    """What a YOLOv8 head keeps for each candidate: centres (2, A) in cells and in pixels, strides (1, A)."""
-    centres, steps = [], []
-    for stride in strides:
-        height, width = (side // stride for side in canvas_hw)
-        y, x = np.divmod(np.arange(height * width), width)
-        centres.append(np.stack([x, y]) + 0.5)
-        steps.append(np.full((1, height * width), stride))
-    cells, step = np.concatenate(centres, 1).astype(np.float32), np.concatenate(steps, 1).astype(np.float32)
-    return {"cells": cells, "strides": step, "pixels": cells * step}
 
 
 def _spec_in(model: ov.Model, path: Path) -> ModelSpec:
