@@ -90,7 +90,7 @@ class PruneConfig(StageConfig):
     """Small steps in which obs reaches the bounds, everything measured again after each; fewer where separable is on
     and has left less to do."""
     separable: bool = True
-    """First make 3x3 convolutions of neck and head depthwise and pointwise, with one or two filters a channel, where
+    """First make 3x3 convolutions of neck and head depthwise and pointwise, with one to three filters a channel, where
     that costs less than channels."""
     hardswish: Annotated[float, Field(ge=0)] = 0.0
     """What Hardswish instead of SiLU, where INT8 gains most by it, may cost in units of recovery's loss; 0: none."""

@@ -11,7 +11,7 @@ other almost everywhere, and a trained network can be given it as it is.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -49,9 +49,15 @@ def simplify_(model: nn.Module, judge: Callable[[nn.Module], float], imgsz: int,
         if total + costs[name] <= limit:
             chosen[name] = costs[name]
             total += costs[name]
-    for name in chosen:
-        setattr(model.get_submodule(name), "act", nn.Hardswish())  # noqa: B010  # nn.Module knows no `act`
+    give_(model, chosen)
     return chosen
+
+
+def give_(model: nn.Module, names: Iterable[str]) -> None:
+    """Give these blocks Hardswish."""
+    for name in names:
+        block: Any = model.get_submodule(name)
+        block.act = nn.Hardswish()
 
 
 def of(model: nn.Module) -> dict[str, nn.Hardswish]:

@@ -225,10 +225,10 @@ def _separate_(model: nn.Module, original: nn.Module, config: PruneConfig, pictu
     separable.separate_(model, chosen)
     if chosen:
         lost = [fit.lost for fit in chosen.values()]
-        banks = Counter(len(fit.depthwise) for fit in chosen.values())
-        told = ", ".join(f"{count} with {filters}" for filters, count in sorted(banks.items()))
-        say(f"{len(chosen)} of {len(names)} 3x3 convolutions are depthwise and pointwise now, and lose {min(lost):.1%} to "
-            f"{max(lost):.1%} of their output's energy; filters a channel: {told}")  # fmt: skip
+        by_filters = Counter(len(fit.depthwise) for fit in chosen.values())
+        told = ", ".join(f"{count} with {filters}" for filters, count in sorted(by_filters.items()))
+        say(f"{len(chosen)} of {len(names)} 3x3 convolutions are depthwise and pointwise now, losing {min(lost):.1%} "
+            f"to {max(lost):.1%} of their output's energy; filters a channel: {told}")  # fmt: skip
     return {name: {"filters": len(fit.depthwise), "lost": fit.lost} for name, fit in chosen.items()}
 
 

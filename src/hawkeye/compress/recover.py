@@ -272,9 +272,8 @@ def _shared_trunk(model: nn.Module, teacher: nn.Module, original: nn.Module, sou
     if not length:
         return None
     say(f"{length} of {len(model.model)} layers are as they were: they stay so, and are computed once for both")
-    for name in activations.of(model):  # the teacher has them too, where it is shared: cheaper than to compute both
-        if int(name.split(".")[1]) < length:
-            original.get_submodule(name).act = nn.Hardswish()
+    # The teacher has the student's activations there as well: cheaper than to compute both.
+    activations.give_(original, [name for name in activations.of(model) if int(name.split(".")[1]) < length])
     return SharedTrunk(model, original, length)
 
 

@@ -24,8 +24,8 @@ from hawkeye.geometry import Size
 log = logging.getLogger("hawkeye.runtime")
 # What stands between the box distributions and the boxes, with constants; anything else is another head.
 _DECODE = {"Softmax": 1, "Convolution": 1, "Subtract": 2, "Add": 2, "Concat": 1, "Multiply": 1, "Divide": 1}
-_SHAPING = {"Reshape", "Transpose", "Slice", "StridedSlice", "Split", "VariadicSplit", "ShapeOf", "Broadcast", "Convert",
-            "Constant"}  # fmt: skip
+_SHAPING = {"Reshape", "Transpose", "Slice", "StridedSlice", "Split", "VariadicSplit", "ShapeOf", "Broadcast",
+            "Convert", "Constant"}  # fmt: skip
 _LARGEST = 80.0  # of a logit: its exponential is still a float32, and no trained head comes near
 
 
