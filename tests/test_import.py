@@ -13,7 +13,7 @@ import hawkeye
 ROOT = Path(hawkeye.__file__).parent
 HEAVY = ("torch", "ultralytics", "nncf", "torch_pruning", "ray")
 # Each foreign library has its own file; these may load it at once, as they are themselves loaded only when needed.
-OWNERS = {"runtime/core.py", "runtime/ir.py", "runtime/openvino.py", "runtime/onnx.py", "runtime/serving.py"}
+OWNERS = {f"runtime/{name}.py" for name in ("core", "ir", "head", "openvino", "onnx", "serving")}
 CORE = sorted(
     path.relative_to(ROOT).as_posix()
     for path in ROOT.rglob("*.py")

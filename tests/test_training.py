@@ -15,7 +15,7 @@ pytest.importorskip("lightning_fabric")
 
 from torch import nn  # noqa: E402
 
-from hawkeye.compress import training, yolo  # noqa: E402
+from hawkeye.compress import training, training_data  # noqa: E402
 from hawkeye.compress.training import Source, fit_  # noqa: E402
 from hawkeye.config import RecoverConfig  # noqa: E402
 from hawkeye.data import load_dataset, split_holdout  # noqa: E402
@@ -320,7 +320,9 @@ def test_a_sample_does_not_depend_on_what_was_read_before(drawn):
     dataset = load_dataset(drawn)
 
     def keyed():
-        data = yolo.training_set(dataset.split("train"), dataset.names, 64, mosaic=1.0, augment=True, labelled=True)
+        data = training_data.training_set(
+            dataset.split("train"), dataset.names, 64, mosaic=1.0, augment=True, labelled=True
+        )
         return training._Keyed(data)
 
     fresh = [keyed()[7 + i, i] for i in range(8)]

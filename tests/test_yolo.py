@@ -14,7 +14,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("ultralytics")
 
-from hawkeye.compress import yolo  # noqa: E402
+from hawkeye.compress import training_data, yolo  # noqa: E402
 from hawkeye.compress.macs import params_and_macs  # noqa: E402
 from hawkeye.compress.original import import_original  # noqa: E402
 from hawkeye.compress.torch_runtime import TorchRuntime  # noqa: E402
@@ -179,8 +179,8 @@ def test_loss_equals_stock_and_teaches_a_fresh_detector(tmp_path):
 
     torch.manual_seed(0)
     model = yolo.build_detector(NAMES, width=0.125, imgsz=64)
-    data = yolo.training_set(pictures(tmp_path, 4, True), NAMES, 64, mosaic=0, augment=False, labelled=True)
-    batch = yolo.collate([data[i] for i in range(4)])
+    data = training_data.training_set(pictures(tmp_path, 4, True), NAMES, 64, mosaic=0, augment=False, labelled=True)
+    batch = training_data.collate([data[i] for i in range(4)])
     image = batch["img"].float() / 255
     loss = yolo.detection_loss(model)
     stock = copy.deepcopy(model)
@@ -205,7 +205,7 @@ def test_training_pictures_carry_their_labels_in_rgb(tmp_path):
     image = cv2.imread(str(paths[0]))
     image[...] = (10, 20, 200)  # red, in OpenCV's order
     cv2.imwrite(str(paths[0]), image)
-    data = yolo.training_set(paths, NAMES, 64, mosaic=0, augment=False, labelled=True)
+    data = training_data.training_set(paths, NAMES, 64, mosaic=0, augment=False, labelled=True)
     sample = data[0]
     assert sample["img"].dtype == torch.uint8
     assert sample["img"][:, 32, 32].tolist() == [200, 20, 10]
@@ -218,8 +218,8 @@ def test_training_pictures_carry_their_labels_in_rgb(tmp_path):
 def test_augmented_pictures_write_nothing_beside_the_data(tmp_path, labelled):
     paths = pictures(tmp_path, 5, labelled)
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
-    data = yolo.training_set(paths, NAMES, 64, mosaic=1, augment=True, labelled=labelled)
-    batch = yolo.collate([data[i] for i in range(5)])
+    data = training_data.training_set(paths, NAMES, 64, mosaic=1, augment=True, labelled=labelled)
+    batch = training_data.collate([data[i] for i in range(5)])
     assert batch["img"].shape == (5, 3, 64, 64)
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
     assert (len(batch["cls"]) > 0) == labelled
@@ -228,7 +228,7 @@ def test_augmented_pictures_write_nothing_beside_the_data(tmp_path, labelled):
 
 def test_labels_beyond_the_classes_are_an_error(tmp_path):
     with pytest.raises(DataError, match="class out of range"):
-        yolo.training_set(pictures(tmp_path, 1, True), ("only",), 64, mosaic=0, augment=False, labelled=True)
+        training_data.training_set(pictures(tmp_path, 1, True), ("only",), 64, mosaic=0, augment=False, labelled=True)
 
 
 def test_import_copies_counts_and_is_not_done_twice(checkpoint, tmp_path):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hawkeye import artifact, keys
 from hawkeye.artifact import Artifact
-from hawkeye.compress import activations, separable, yolo
+from hawkeye.compress import activations, separable, training_data, yolo
 from hawkeye.compress.allocate import Allocator, Cost, LatencyBound, Scorer, allocate, check_reachable, units_of
 from hawkeye.compress.distance import agreement, load_batches
 from hawkeye.compress.forecast import forecast, tell
@@ -256,12 +256,12 @@ def _scorer(model: nn.Module, groups: list[Group], pictures: Sequence[Path], con
 
 def _loss_gradients_(model: nn.Module, pictures: Sequence[Path], names: Sequence[str], imgsz: int) -> None:
     """Leave the detection loss's gradients, summed over the pictures, in `.grad`."""
-    data = yolo.training_set(pictures, names, imgsz, mosaic=0.0, augment=False, labelled=True)
+    data = training_data.training_set(pictures, names, imgsz, mosaic=0.0, augment=False, labelled=True)
     loss = yolo.detection_loss(model)
     model.requires_grad_(True)
     with progress("measuring", len(data)) as bar, torch.enable_grad():
         for first in range(0, len(data), _BATCH):
-            batch = yolo.collate([data[i] for i in range(first, min(first + _BATCH, len(data)))])
+            batch = training_data.collate([data[i] for i in range(first, min(first + _BATCH, len(data)))])
             (loss(model(batch["img"].float() / 255), batch) * len(batch["img"])).backward()
             bar.advance(len(batch["img"]))
     model.requires_grad_(False)

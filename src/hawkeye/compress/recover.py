@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from hawkeye import artifact, keys
 from hawkeye.artifact import Artifact
-from hawkeye.compress import activations, yolo
+from hawkeye.compress import activations, training_data, yolo
 from hawkeye.compress.distance import agreement, distillation_loss
 from hawkeye.compress.training import Batch, Look, Objective, Source, first_rank, fit_, wait_for_all
 from hawkeye.compress.trunk import SharedTrunk, untouched
@@ -175,10 +175,10 @@ def train(
     model.model[-1].dfl.requires_grad_(False)
     labelled, _ = training_images(data, None)
     learn, held = split_holdout(labelled, config.holdout, config.seed)
-    source = yolo.training_set(learn, dataset.names, imgsz, mosaic=config.mosaic, augment=True, labelled=True)
-    source_held = yolo.training_set(held, dataset.names, imgsz, mosaic=0.0, augment=False, labelled=True)
+    source = training_data.training_set(learn, dataset.names, imgsz, mosaic=config.mosaic, augment=True, labelled=True)
+    source_held = training_data.training_set(held, dataset.names, imgsz, mosaic=0.0, augment=False, labelled=True)
     loss = yolo.detection_loss(model)
-    batches = [yolo.collate([source_held[i] for i in range(first, min(first + 8, len(held)))])
+    batches = [training_data.collate([source_held[i] for i in range(first, min(first + 8, len(held)))])
                for first in range(0, len(held), 8)]  # fmt: skip
 
     def judge(network: nn.Module) -> float:
@@ -188,7 +188,9 @@ def train(
     def objective(network: nn.Module, batch: Batch) -> Tensor:
         return loss(network(_pixels(batch["img"])), batch)
 
-    fit_(model, Source(source, yolo.collate), objective, judge, config, state=out / "training.pt", title="train")
+    fit_(
+        model, Source(source, training_data.collate), objective, judge, config, state=out / "training.pt", title="train"
+    )
     yolo.save_checkpoint(target, model.cpu(), names=dataset.names, imgsz=imgsz)
     (out / "training.pt").unlink(missing_ok=True)
     return target
@@ -200,7 +202,7 @@ class _Mixed(torch.utils.data.Dataset[Any]):
     def __init__(self, labelled: Sequence[Path], unlabelled: Sequence[Path], names: Sequence[str], imgsz: int,
                  mosaic: float) -> None:  # fmt: skip
         self._parts = [
-            (yolo.training_set(paths, names, imgsz, mosaic=mosaic, augment=True, labelled=has), has)
+            (training_data.training_set(paths, names, imgsz, mosaic=mosaic, augment=True, labelled=has), has)
             for paths, has in ((labelled, True), (unlabelled, False))
             if paths
         ]
@@ -220,7 +222,7 @@ class _Mixed(torch.utils.data.Dataset[Any]):
         """Labelled pictures first, so that their outputs are one slice."""
         samples = sorted(samples, key=lambda sample: not sample["has_labels"])
         has = torch.tensor([sample.pop("has_labels") for sample in samples])
-        return {**yolo.collate(samples), "labelled": has}
+        return {**training_data.collate(samples), "labelled": has}
 
 
 def _labelled_loss(detection: Callable[[Any, Any], Tensor], raw: dict[str, Any], batch: Batch) -> Tensor:

@@ -1,4 +1,4 @@
-"""The door to Ultralytics: checkpoints, fresh detectors, its loss and its augmentation. Nothing else imports it.
+"""The door to Ultralytics: checkpoints, fresh detectors, its loss. Only this and `training_data` import it.
 
 Supported are YOLOv8-style detectors: Conv, C2f, SPPF, Bottleneck, Concat, Upsample and a Detect head with DFL.
 """
@@ -13,21 +13,19 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import cv2
-import numpy as np
 
 from hawkeye import __version__, artifact
 from hawkeye.artifact import ModelSpec
 from hawkeye.compress.checkpoint_file import HINT, check_file
 from hawkeye.compress.filters import Filters, merge_filters_, split_filters_
-from hawkeye.data import read_labels
-from hawkeye.errors import CheckpointError, ConfigError, DataError, MissingExtraError
+from hawkeye.errors import CheckpointError, ConfigError, MissingExtraError
 
 
 def _quiet_() -> None:
@@ -48,8 +46,6 @@ try:
     from torch import Tensor, nn
     from ultralytics import __version__ as ultralytics_version
     from ultralytics.cfg import DEFAULT_CFG_DICT, get_cfg
-    from ultralytics.data.augment import Mosaic
-    from ultralytics.data.dataset import YOLODataset
     from ultralytics.nn.modules import SPPF, Bottleneck, C2f, Concat, Conv, Detect, DWConv
     from ultralytics.nn.modules.block import DFL
     from ultralytics.nn.tasks import DetectionModel, torch_safe_load, yaml_model_load
@@ -332,14 +328,20 @@ def folded(model: DetectionModel) -> DetectionModel:
     return copy.deepcopy(model).fuse(verbose=False)
 
 
+def settings(**changes: Any) -> Any:
+    """Ultralytics' settings of a training, with some of them changed."""
+    return get_cfg(overrides=changes)
+
+
 def detection_loss(model: DetectionModel) -> Callable[[Any, dict[str, Tensor]], Tensor]:
     """Ultralytics' YOLOv8 loss with the gains that the model was trained with (box 7.5, class 0.5, DFL 1.5 by default).
 
     Returns:
         A function of the network's raw output (the dict of train mode, or the (decoded, dict) of eval mode) and a
-        batch of `collate`; gives the scalar loss per picture. Stock training multiplies it by the batch size.
+        batch of `training_data.collate`; gives the scalar loss per picture. Stock training multiplies it by the batch
+        size.
     """
-    gains = get_cfg(overrides={k: v for k, v in _args(model).items() if k in ("box", "cls", "dfl")})
+    gains = settings(**{k: v for k, v in _args(model).items() if k in ("box", "cls", "dfl")})
     # The criterion reads only these from a model; a stand-in leaves the caller's model.args as they are.
     stand_in: Any = SimpleNamespace(args=gains, model=model.model, parameters=model.parameters)
     criterion = v8DetectionLoss(stand_in)
@@ -350,77 +352,3 @@ def detection_loss(model: DetectionModel) -> Callable[[Any, dict[str, Tensor]], 
         return parts.sum() / raw["boxes"].shape[0]
 
     return loss
-
-
-class _TrainingSet(YOLODataset):
-    """Ultralytics' data set over an explicit list of pictures: writes nothing beside them, needs no labels."""
-
-    def __init__(self, images: Sequence[Path], names: Sequence[str], *, labelled: bool, **kwargs: Any) -> None:
-        self._images, self._names, self._labelled = list(images), names, labelled
-        super().__init__(img_path="", data={"names": dict(enumerate(names))}, task="detect", **kwargs)
-        # Stock loading reads, refreshes and deletes .npy files beside the pictures, which are not ours.
-        nowhere = Path(os.environ["YOLO_CONFIG_DIR"]) / "never-written"
-        self.npy_files = [nowhere / f"{i}.npy" for i in range(self.ni)]
-
-    def build_transforms(self, hyp: Any = None) -> Any:
-        transforms = super().build_transforms(hyp)
-        for mosaic in _mosaics(transforms):
-            # Stock mosaics take their partners from the pictures read last. A sample would then depend on what was
-            # read before it, and a run that goes on after a kill would see others than an uninterrupted one.
-            mosaic.buffer_enabled = False
-        return transforms
-
-    def get_img_files(self, img_path: Any) -> list[str]:
-        return [str(path) for path in self._images]
-
-    def get_labels(self) -> list[dict[str, Any]]:
-        labels = []
-        for path in self._images:
-            rows = read_labels(path, len(self._names)) if self._labelled else np.zeros((0, 5), np.float32)
-            labels.append({"im_file": str(path), "cls": rows[:, :1], "bboxes": rows[:, 1:], "segments": [],
-                           "keypoints": None, "normalized": True, "bbox_format": "xywh"})  # fmt: skip
-        return labels
-
-    def get_image_and_label(self, index: int) -> dict[str, Any]:
-        self.labels[index].setdefault("shape", (0, 0))  # only rectangular training reads it
-        sample: dict[str, Any] = super().get_image_and_label(index)
-        return sample
-
-
-def _mosaics(transform: Any) -> Iterator[Mosaic]:
-    if isinstance(transform, Mosaic):
-        yield transform
-    for part in getattr(transform, "transforms", ()):
-        yield from _mosaics(part)
-
-
-def training_set(images: Sequence[Path], names: Sequence[str], imgsz: int, *, mosaic: float, augment: bool,
-                 labelled: bool) -> YOLODataset:  # fmt: skip
-    """Training pictures through Ultralytics' own pipeline.
-
-    Args:
-        images: pictures, in this order.
-        names: class names by index; labels are checked against their number.
-        imgsz: side of a sample in pixels.
-        mosaic: probability of a mosaic of four pictures.
-        augment: mosaic, shift, scale, hue/saturation/value and flip; otherwise just the letterbox.
-        labelled: read the labels beside the pictures; otherwise every sample has none.
-
-    Returns:
-        A torch data set of dicts: img (3, imgsz, imgsz) uint8 RGB; cls (N, 1); bboxes (N, 4) float32 centre and size
-        as fractions; batch_idx (N,). To be batched with `collate`. A sample depends on its index and the states
-        of `random` and `numpy.random` only, not on what was read before.
-
-    Raises:
-        DataError: no pictures, or a label that cannot be used.
-    """
-    if not images:
-        raise DataError("no pictures to train on", got=0, expected="at least one")
-    settings = get_cfg(overrides={"mosaic": mosaic, "imgsz": imgsz})
-    return _TrainingSet(images, names, labelled=labelled, imgsz=imgsz, augment=augment, hyp=settings)
-
-
-def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Batch of a training set: img (B, 3, H, W) uint8 RGB, cls (N, 1), bboxes (N, 4), batch_idx (N,)."""
-    batch: dict[str, Any] = YOLODataset.collate_fn(samples)
-    return batch
