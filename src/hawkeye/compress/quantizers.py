@@ -97,6 +97,12 @@ class Quantization:
         """Convolutions that read what an activation's quantizer gives."""
         return [name for name, conv in self.convolutions.items() if node in conv.reads]
 
+    def widened(self, margin: float) -> Quantization:
+        """A copy whose maps have ranges that are so many times as wide; the pictures' own stays, which is known."""
+        activations = {name: item if item.node == INPUT else replace(item, scale=item.scale * margin)
+                       for name, item in self.activations.items()}  # fmt: skip
+        return Quantization(activations, dict(self.convolutions))
+
     def without(self, nodes: Collection[str]) -> Quantization:
         """A copy with some activations' quantizers taken out, and those that share a range with them.
 
