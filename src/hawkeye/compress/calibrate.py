@@ -82,8 +82,7 @@ def calibrate(source: Artifact, config: QuantizeConfig, pictures: Sequence[Path]
         clock = time.perf_counter()
         model = post_training(model, pictures, config, spec.imgsz, bits, task)
         seconds = round(time.perf_counter() - clock, 2)
-    # NNCF takes the mean of each picture's extremes. What lies beyond is cut off, which costs more than wider steps do:
-    # with 1.2 the scores of three networks are 6 to 11 % nearer to float's (docs/results/int8.md).
+    # NNCF takes the mean of each picture's extremes, and what lies beyond is cut off.
     quantization = quantizers.read(model, graph).widened(config.margin)
     details = {"calibration_images": len(pictures), "calibration_seconds": seconds, "warnings": warnings,
                "weight_bits": bits, "weight_scales": "by channel" if config.per_channel else "by layer"}  # fmt: skip
