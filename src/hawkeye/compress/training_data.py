@@ -9,12 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from hawkeye.compress import yolo  # before Ultralytics: keeps it quiet, and tells what is missing
-
-# isort: split
-from ultralytics.data.augment import Mosaic
-from ultralytics.data.dataset import YOLODataset
-
+from hawkeye.compress import yolo
+from hawkeye.compress.yolo import Mosaic, YOLODataset
 from hawkeye.data import read_labels
 from hawkeye.errors import DataError
 

@@ -1,4 +1,4 @@
-"""The door to Ultralytics: checkpoints, fresh detectors, its loss. Only this and `training_data` import it.
+"""The door to Ultralytics: checkpoints, fresh detectors, its loss. Nothing else imports it.
 
 Supported are YOLOv8-style detectors: Conv, C2f, SPPF, Bottleneck, Concat, Upsample and a Detect head with DFL.
 """
@@ -46,6 +46,8 @@ try:
     from torch import Tensor, nn
     from ultralytics import __version__ as ultralytics_version
     from ultralytics.cfg import DEFAULT_CFG_DICT, get_cfg
+    from ultralytics.data.augment import Mosaic as Mosaic  # for `training_data`
+    from ultralytics.data.dataset import YOLODataset as YOLODataset
     from ultralytics.nn.modules import SPPF, Bottleneck, C2f, Concat, Conv, Detect, DWConv
     from ultralytics.nn.modules.block import DFL
     from ultralytics.nn.tasks import DetectionModel, torch_safe_load, yaml_model_load
