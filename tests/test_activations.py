@@ -23,29 +23,23 @@ from hawkeye.compress.quantize import quantize  # noqa: E402
 from hawkeye.config import ExportConfig, PruneConfig, QuantizeConfig, RecoverConfig  # noqa: E402
 from hawkeye.data import split_holdout, training_images  # noqa: E402
 from hawkeye.runtime.ir import read  # noqa: E402
-from hawkeye.scenes import draw_dataset  # noqa: E402
 
 pytestmark = pytest.mark.compress
 FIRST = "model.0"
 
 
 @pytest.fixture(scope="module")
-def scenes(tmp_path_factory):
-    return draw_dataset(tmp_path_factory.mktemp("activations") / "scenes", train=16, val=4, imgsz=96, seed=1)
-
-
-@pytest.fixture(scope="module")
-def original(scenes, tmp_path_factory):
+def original(tiny_scenes, tmp_path_factory):
     folder = tmp_path_factory.mktemp("original")
-    return import_original(tiny_detector.checkpoint(scenes, folder), imgsz=64, out=folder / "out")
+    return import_original(tiny_detector.checkpoint(tiny_scenes, folder), imgsz=64, out=folder / "out")
 
 
 @pytest.fixture(scope="module")
-def pruned(original, scenes, tmp_path_factory):
+def pruned(original, tiny_scenes, tmp_path_factory):
     """Cut late, so that there is a trunk to share; the first block is the only one that may be changed for nothing."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(activations, "blocks", lambda _model: [FIRST])
-        config = PruneConfig(data=scenes, method="l1", flops=0.97, params=0.97, separable=False, hardswish=1e9)
+        config = PruneConfig(data=tiny_scenes, method="l1", flops=0.97, params=0.97, separable=False, hardswish=1e9)
 
         def late(groups, cost, scorer, **bounds):
             group = next(g for g in groups if g.name == "model.22.cv3.0.0.conv")
@@ -92,11 +86,11 @@ def test_a_checkpoint_keeps_them_and_stock_ultralytics_runs_it(original, pruned)
     assert kinds["model.1.conv"] == "convolution, BatchNorm, SiLU"
 
 
-def test_a_shared_trunk_has_the_students_activations(original, pruned, scenes, tmp_path):
+def test_a_shared_trunk_has_the_students_activations(original, pruned, tiny_scenes, tmp_path):
     """They are computed once for both, and the judgement is against the original as it is."""
-    config = settings(data=scenes)
+    config = settings(data=tiny_scenes)
     result = recover.recover(pruned, config, teacher=original, out=tmp_path / "out")
-    labelled, _ = training_images(scenes, None)
+    labelled, _ = training_images(tiny_scenes, None)
     _, held = split_holdout(labelled, config.holdout, config.seed)
     whole = yolo.folded(yolo.load_checkpoint(original.path("pytorch")).model).eval()
     judge = agreement(whole, held, 64, "cpu")
@@ -110,10 +104,10 @@ def test_a_shared_trunk_has_the_students_activations(original, pruned, scenes, t
     assert result.details["held_out_after"] == pytest.approx(after, rel=0.05)
 
 
-def test_int8_puts_its_quantizer_behind_it(pruned, scenes, tmp_path):
+def test_int8_puts_its_quantizer_behind_it(pruned, tiny_scenes, tmp_path):
     """PyTorch behind the same quantizers agrees with both files, or quantize would not have made them."""
     exported = export(pruned, ExportConfig(), out=tmp_path / "exported")
-    config = QuantizeConfig(data=scenes, samples=12, mode="ptq")
+    config = QuantizeConfig(data=tiny_scenes, samples=12, mode="ptq")
     made = quantize(exported, config, out=tmp_path / "int8")
     model = read(made.path("openvino"))
     (node,) = [op for op in model.get_ordered_ops() if op.get_type_name() == "HSwish"]

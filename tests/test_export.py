@@ -146,7 +146,7 @@ def test_real_yolov8n_exports_within_tolerance_on_real_pictures(real_data, tmp_p
 
 
 def test_the_head_in_a_quicker_order_gives_the_same_boxes_and_scores(exported):
-    """In the square, in a rectangle, and with the file's own order of the head where it is not a stock one."""
+    """In the square and in a rectangle."""
     path, spec = exported.path("openvino"), exported.spec
     for hw in ((96, 96), (64, 96)):
         quick = Ir.open(path, spec).prepared(hw)

@@ -19,8 +19,9 @@ from hawkeye.cli import run  # noqa: E402
 from hawkeye.compress import int8_checks as checks  # noqa: E402
 from hawkeye.compress import quantize as qu  # noqa: E402
 from hawkeye.compress import yolo  # noqa: E402
-from hawkeye.compress.export import export, onnx_infer, openvino_infer  # noqa: E402
+from hawkeye.compress.export import INPUT, export, onnx_infer, openvino_infer  # noqa: E402
 from hawkeye.compress.original import import_original  # noqa: E402
+from hawkeye.compress.quantizers import load  # noqa: E402
 from hawkeye.config import ExportConfig, QuantizeConfig  # noqa: E402
 from hawkeye.errors import ConfigError, DataError, ExportError, ModelError  # noqa: E402
 from hawkeye.runtime.core import core  # noqa: E402
@@ -108,6 +109,15 @@ def test_int8_stays_close_to_float_in_both_runtimes(exported, int8, pictures):
         assert not np.array_equal(got, expected)
         assert np.abs(got[:, :4] - expected[:, :4]).mean() < 1.0  # pixels of 64
         assert np.abs(got[:, 4:] - expected[:, 4:]).max() < 0.02
+
+
+def test_a_margin_widens_every_range_but_that_of_the_pictures(exported, int8, pictures, tmp_path):
+    wide = qu.quantize(exported, QuantizeConfig(images=pictures, mode="ptq", margin=1.25), out=tmp_path)
+    narrow, found = (load(made.path("openvino"), exported.path("onnx")).activations for made in (int8, wide))
+    assert narrow.keys() == found.keys() and INPUT in found
+    for node, item in found.items():
+        assert item.zero_point == narrow[node].zero_point
+        assert item.scale == pytest.approx((1 if node == INPUT else 1.25) * narrow[node].scale, rel=1e-4)
 
 
 def test_files_shrink_and_the_record_tells_what_was_done(exported, int8):

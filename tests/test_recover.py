@@ -20,8 +20,8 @@ from hawkeye.compress import yolo  # noqa: E402
 from hawkeye.compress.distance import distillation_loss  # noqa: E402
 from hawkeye.compress.original import import_original  # noqa: E402
 from hawkeye.compress.prune import prune  # noqa: E402
-from hawkeye.compress.recover import outputs_of, recover, train  # noqa: E402
-from hawkeye.compress.trunk import SharedTrunk, untouched  # noqa: E402
+from hawkeye.compress.recover import recover, train  # noqa: E402
+from hawkeye.compress.trunk import SharedTrunk, outputs_of, untouched  # noqa: E402
 from hawkeye.config import PruneConfig, RecoverConfig  # noqa: E402
 from hawkeye.data import load_dataset  # noqa: E402
 from hawkeye.errors import DataError, ModelError  # noqa: E402

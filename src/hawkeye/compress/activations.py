@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+
+from hawkeye.compress.trunk import outputs_of
 
 
 def simplify_(model: nn.Module, judge: Callable[[nn.Module], float], imgsz: int, limit: float,
@@ -73,16 +74,6 @@ def blocks(model: nn.Module) -> list[str]:
 
 def _sizes(model: nn.Module, imgsz: int) -> dict[str, int]:
     """Values of each block's map of a picture."""
-    found: dict[str, int] = {}
-
-    def keep(name: str, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        found[name] = output[0].numel()
-
-    handles = [model.get_submodule(name).register_forward_hook(partial(keep, name)) for name in blocks(model)]
-    try:
-        with torch.no_grad():
-            model(torch.zeros(1, 3, imgsz, imgsz))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found
+    with torch.no_grad(), outputs_of(model, blocks(model)) as found:
+        model(torch.zeros(1, 3, imgsz, imgsz))
+    return {name: output.numel() for name, output in found.items()}

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,7 @@ from hawkeye.artifact import Artifact
 from hawkeye.compress import activations, training_data, yolo
 from hawkeye.compress.distance import agreement, distillation_loss
 from hawkeye.compress.training import Batch, Look, Objective, Source, first_rank, fit_, wait_for_all
-from hawkeye.compress.trunk import SharedTrunk, untouched
+from hawkeye.compress.trunk import SharedTrunk, outputs_of, untouched
 from hawkeye.config import RecoverConfig
 from hawkeye.data import load_dataset, split_holdout, training_images
 from hawkeye.errors import DataError, ModelError
@@ -233,22 +231,6 @@ def _labelled_loss(detection: Callable[[Any, Any], Tensor], raw: dict[str, Any],
 
 def _pixels(images: Tensor) -> Tensor:
     return images.float().div_(255).contiguous(memory_format=torch.channels_last)
-
-
-@contextmanager
-def outputs_of(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
-    """What the named modules of a model give while the block runs, by name. Leaves nothing on the model."""
-    found: dict[str, Tensor] = {}
-
-    def keep(name: str, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        found[name] = output
-
-    handles = [model.get_submodule(name).register_forward_hook(partial(keep, name)) for name in names]
-    try:
-        yield found
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def all_features(model: nn.Module, device: str) -> dict[str, Tensor]:

@@ -8,7 +8,9 @@ of 1.27 instead of 1.60 (docs/results/yolov8n-coco-sample.md).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -65,6 +67,22 @@ class SharedTrunk:
         """The student, or a copy of it, has its own layers again."""
         for index, layer in enumerate(self._own):
             student.model[index] = layer
+
+
+@contextmanager
+def outputs_of(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
+    """What the named modules of a model give while the block runs, by name. Leaves nothing on the model."""
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        found[name] = output
+
+    handles = [model.get_submodule(name).register_forward_hook(partial(keep, name)) for name in names]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _sources(layer: nn.Module) -> list[int]:
