@@ -29,8 +29,8 @@ assert not heavy, f"imported at once: {{heavy}}"
 EXTRAS = {"torch", "torchvision", "ultralytics", "nncf", "torch_pruning", "onnx", "onnxruntime", "lightning_fabric",
           "matplotlib", "ray"}  # fmt: skip
 # The files that a foreign library has are imported lazily themselves, and may import it at once.
-OWN_FILES = {"hawkeye.runtime.core", "hawkeye.runtime.ir", "hawkeye.runtime.openvino", "hawkeye.runtime.onnx",
-             "hawkeye.runtime.serving", "hawkeye.report_plots"}  # fmt: skip
+OWN_FILES = {"hawkeye.runtime.core", "hawkeye.runtime.head", "hawkeye.runtime.ir", "hawkeye.runtime.openvino",
+             "hawkeye.runtime.onnx", "hawkeye.runtime.serving", "hawkeye.report_plots"}  # fmt: skip
 CORE = sorted(
     {
         ".".join(("hawkeye", *path.relative_to(SOURCE).with_suffix("").parts)).removesuffix(".__init__")
