@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import math
 import statistics
 import tempfile
 from pathlib import Path
@@ -22,6 +23,7 @@ from hawkeye import environment
 from hawkeye.compress import activations, yolo
 from hawkeye.compress.distance import agreement
 from hawkeye.compress.export import metadata, save_openvino
+from hawkeye.compress.groups import merge_c2f_, split_c2f_
 from hawkeye.compress.latency import networks_of
 from hawkeye.data import sample, training_images
 from hawkeye.progress import progress
@@ -43,12 +45,18 @@ def main() -> None:
     some, every = copy.deepcopy(silu), copy.deepcopy(silu)
     labelled, _ = training_images(args.data, None)
     judge = agreement(silu, sample(labelled, _JUDGES, 0), args.imgsz, "cpu")
-    with progress("choosing activations", len(activations.blocks(silu))) as bar:
-        found = activations.simplify_(some, judge, args.imgsz, args.limit, bar.advance)
-    activations.give_(every, activations.blocks(every))
+    for network, limit in ((some, args.limit), (every, math.inf)):
+        split_c2f_(network)
+        with progress("choosing activations", len(activations.candidates(network))) as bar:
+            activations.simplify_(network, judge, args.imgsz, limit, bar.advance)
+        merge_c2f_(network)
     rows: dict[str, Runtime] = {}
     with tempfile.TemporaryDirectory(prefix="hawkeye-activations-") as folder:
-        for title, network in (("SiLU", silu), (f"Hardswish in {len(found)} blocks", some), ("Hardswish", every)):
+        for title, network in (
+            ("SiLU", silu),
+            (f"Hardswish in {len(activations.of(some))} blocks", some),
+            ("Hardswish", every),
+        ):
             rows |= _opened(title, network, args.imgsz, Path(folder))
         times = [statistics.median(runs) for runs in in_turns_ms(list(rows.values()), runs=args.runs)]
     reference = times[list(rows).index("FP32, SiLU")]

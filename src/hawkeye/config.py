@@ -154,7 +154,7 @@ class QuantizeConfig(StageConfig):
     """Bits of weights; left out, 8 on CPUs with VNNI and 7 on others, where sums of products could overflow."""
     per_channel: bool = True
     """A scale for each output channel of a layer's weights; otherwise one for the layer."""
-    margin: Annotated[float, Field(ge=1, le=4)] = 1.0
+    margin: Annotated[float, Field(ge=1, le=4)] = 1.2
     """How much wider the ranges of feature maps are than the mean over pictures of their extremes."""
     max_drop: float = 0.5
     """Points of mAP@0.5 that INT8 may lose against float on 300 training pictures before auto goes further."""

@@ -61,8 +61,8 @@ def prune(source: Artifact | Path, config: PruneConfig, *, out: Path, allocator:
     checkpoint = yolo.load_checkpoint(base.path("pytorch"))
     imgsz = config.imgsz or base.spec.imgsz
     model = copy.deepcopy(checkpoint.model)
-    simpler = _simplify_(model, checkpoint.model, config, pictures, imgsz)
     split_c2f_(model)
+    simpler = _simplify_(model, checkpoint.model, config, pictures, imgsz)
     groups = find_groups(model)
     cost = Cost(model, groups, imgsz)
     start = cost.total({})
@@ -190,10 +190,9 @@ def _simplify_(model: nn.Module, original: nn.Module, config: PruneConfig, pictu
     if not config.hardswish:
         return {}
     judge = agreement(original, pictures[: _JUDGES // 2], imgsz, "cpu")  # each block alone is told apart by fewer
-    names = activations.blocks(model)
-    with progress("choosing activations", len(names)) as bar:
+    with progress("choosing activations", len(activations.candidates(model))) as bar:
         chosen = activations.simplify_(model, judge, imgsz, config.hardswish, bar.advance)
-    say(f"{len(chosen)} of {len(names)} blocks have Hardswish instead of SiLU, at a distance of at most "
+    say(f"{len(activations.of(model))} blocks have Hardswish instead of SiLU, at a distance of about "
         f"{sum(chosen.values()):.3f} from the original")  # fmt: skip
     return chosen
 

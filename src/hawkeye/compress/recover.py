@@ -60,8 +60,7 @@ def recover(source: Artifact, config: RecoverConfig, *, teacher: Artifact, out: 
     yolo.freeze_statistics_(model, config.freeze_bn)
     model.model[-1].dfl.requires_grad_(False)
     unfolded = yolo.load_checkpoint(teacher.path("pytorch")).model
-    original = yolo.folded(unfolded).requires_grad_(False).eval()
-    original.to(config.device, memory_format=torch.channels_last)
+    original = _frozen(unfolded, config.device)
     _check_teacher(original, loaded.model, teacher)
     kept = _kept_features(source, original, config) if config.teacher is None else {}
     learn_l, judge_l = split_holdout(labelled, config.holdout, config.seed) if labelled else ([], [])
@@ -70,7 +69,9 @@ def recover(source: Artifact, config: RecoverConfig, *, teacher: Artifact, out: 
         raise DataError("too few pictures to learn from", got=len(labelled) + len(unlabelled),
                         expected="at least 2, one of which is set aside to choose the best weights on")  # fmt: skip
     judge = agreement(original, (judge_l + judge_u)[:64], imgsz, config.device)  # before a trunk is shared
-    trunk = _shared_trunk(model, unfolded, original, source, config)
+    length, unfolded = _shared_trunk(model, unfolded, source, config)
+    original = _frozen(unfolded, config.device)
+    trunk = SharedTrunk(model, original, length) if length else None
     if trunk is not None:
         kept = {name: index for name, index in kept.items() if name not in trunk}
     names = loaded.names
@@ -125,6 +126,7 @@ def distillation(
     labelled, unlabelled = pictures
     data = _Mixed(labelled, unlabelled, names, imgsz, config.mosaic)
     detection = yolo.detection_loss(model) if labelled and config.labels else None
+    gains = {name: activations.gain(model, original, name) for name in kept}
 
     def objective(student: nn.Module, batch: Batch) -> Tensor:
         pixels = _pixels(batch["img"])
@@ -132,8 +134,9 @@ def distillation(
             got = student(pixels)
         with torch.no_grad(), torch.autocast(config.device, torch.bfloat16), outputs_of(original, kept) as theirs:
             wanted = (trunk.teach(mine) if trunk else original(pixels))[1]
-        maps = [{**raw, "feats": [found[name] for name in kept]} for raw, found in ((got, mine), (wanted, theirs))]
-        loss = distillation_loss(*maps, config.features, list(kept.values()))
+        student_maps = {**got, "feats": [mine[name] / gains[name] for name in kept]}
+        teacher_maps = {**wanted, "feats": [theirs[name] for name in kept]}
+        loss = distillation_loss(student_maps, teacher_maps, config.features, list(kept.values()))
         if detection is not None and batch["labelled"].any():
             loss = loss + config.labels * _labelled_loss(detection, got, batch)
         return loss
@@ -239,6 +242,11 @@ def all_features(model: nn.Module, device: str) -> dict[str, Tensor]:
             for name, last in yolo.block_outputs(model).items()}  # fmt: skip
 
 
+def _frozen(model: nn.Module, device: str) -> nn.Module:
+    """As a teacher: BatchNorm folded, on the device."""
+    return yolo.folded(model).requires_grad_(False).eval().to(device, memory_format=torch.channels_last)
+
+
 def _check_teacher(teacher: nn.Module, student: nn.Module, named: Artifact) -> None:
     ours, theirs = ((tuple(dict(m.names).values()), m.model[-1].reg_max, m.model[-1].nl) for m in (student, teacher))
     if ours != theirs:
@@ -247,18 +255,19 @@ def _check_teacher(teacher: nn.Module, student: nn.Module, named: Artifact) -> N
                          mend="name a detector of the same family, trained on the same classes")  # fmt: skip
 
 
-def _shared_trunk(model: nn.Module, teacher: nn.Module, original: nn.Module, source: Artifact,
-                  config: RecoverConfig) -> SharedTrunk | None:  # fmt: skip
-    """Of a pruned student and the detector that it was pruned from; there must be something else left to train."""
+def _shared_trunk(model: nn.Module, teacher: nn.Module, source: Artifact, config: RecoverConfig
+                  ) -> tuple[int, nn.Module]:  # fmt: skip
+    """How many leading layers a pruned student shares with what it was pruned from, and the teacher that has them.
+
+    Where the student has Hardswish there, so has that teacher: cheaper than to compute both.
+    """
     if config.trunk == "trained" or config.teacher is not None or source.name == "original":
-        return None
-    length = untouched(model, teacher)
-    if not length:
-        return None
-    say(f"{length} of {len(model.model)} layers are as they were: they stay so, and are computed once for both")
-    # The teacher has the student's activations there as well: cheaper than to compute both.
-    activations.give_(original, [name for name in activations.of(model) if int(name.split(".")[1]) < length])
-    return SharedTrunk(model, original, length)
+        return 0, teacher
+    simpler = activations.of(model)
+    length = untouched(model, activations.like(teacher, simpler))
+    if length:
+        say(f"{length} of {len(model.model)} layers need no training: they stay as they are, computed once for both")
+    return length, activations.like(teacher, [name for name in simpler if int(name.split(".")[1]) < length])
 
 
 def _stock_(model: nn.Module, trunk: SharedTrunk | None) -> nn.Module:
