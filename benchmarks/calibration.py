@@ -20,10 +20,11 @@ from typing import Any
 
 import nncf
 import numpy as np
+import onnx
 from nncf.quantization.range_estimator import RangeEstimatorParametersSet as Ranges
 
 from hawkeye.artifact import Artifact, write_json
-from hawkeye.compress import int8_checks
+from hawkeye.compress import int8_checks, quantizers
 from hawkeye.compress.calibrate import parameters_of, post_training
 from hawkeye.compress.export import canvas_of, export, metadata, openvino_infer, save_openvino
 from hawkeye.config import EvaluateConfig, ExportConfig, QuantizeConfig
@@ -43,6 +44,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "uncorrected": {"disable_bias_correction": True},
     "7-bit": {"overflow_fix": nncf.OverflowFix.ENABLE},
 }
+MARGINS = {f"margin-{margin:g}": margin for margin in (1.1, 1.2, 1.3)}  # of mean-minmax; all others have 1
 COMPARED = 64  # pictures on which raw outputs are compared
 
 
@@ -93,7 +95,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--imgsz", type=int, default=640)
     parser.add_argument("--holdout", type=float, default=0.4, help="share of the training pictures to judge on")
-    parser.add_argument("--ways", default=",".join(WAYS), help=f"which, with commas, of {', '.join(WAYS)}")
+    parser.add_argument("--ways", default=",".join(WAYS | MARGINS),
+                        help=f"which, with commas, of {', '.join(WAYS | MARGINS)}")  # fmt: skip
     parser.add_argument("--per-layer", action="store_true", help="one scale a layer's weights")
     args = parser.parse_args()
     source = export(args.model, ExportConfig(data=args.data, imgsz=args.imgsz), out=args.out / "export")
@@ -101,6 +104,7 @@ def main() -> None:
     unlabelled = sample(list_images(args.images), args.unlabelled, 0) if args.images else []
     config = QuantizeConfig(per_channel=not args.per_layer)
     judge, rows = Judge(source, judged, unlabelled), []
+    graph = onnx.load(source.path("onnx"))
     for way in args.ways.split(","):
         name = f"{way}-per-layer" if args.per_layer else way
         record = args.out / f"{name}.json"
@@ -108,8 +112,10 @@ def main() -> None:
             began = time.perf_counter()
             with progress(name, len(calibrated)) as task:
                 model = core().read_model(source.path("openvino"))
-                parameters = replace(parameters_of(config, 8), **WAYS[way])
+                parameters = replace(parameters_of(config, 8), **WAYS.get(way, {}))
                 model = post_training(model, calibrated, config, args.imgsz, 8, task, parameters=parameters)
+            quantization = quantizers.read(model, graph).widened(MARGINS.get(way, 1.0))
+            quantizers.write_openvino_(model, quantization)
             seconds = time.perf_counter() - began
             facts = metadata(source.spec, name=name, dynamic=False, int8=True)
             path = save_openvino(model, args.out, name, facts)

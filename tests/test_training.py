@@ -157,11 +157,21 @@ def test_the_rate_is_warmed_up_again_after_a_roll_back(tmp_path):
     assert [left[step] for step in (8, 9, 10, 12)] == pytest.approx([0.5 / 3, 0.5 * 2 / 3, 0.5, 0.5], rel=0.02)
 
 
-def test_a_spike_of_the_loss_is_divergence_too(tmp_path, capsys):
-    objective = Counting(_30=lambda loss: loss * 1000 + 1000)
+def _spike(loss):
+    return loss * 1000 + 1000
+
+
+def test_spikes_of_the_loss_are_divergence_too(tmp_path, capsys):
+    objective = Counting(_30=_spike, _31=_spike, _32=_spike)
     run(tmp_path, objective, steps=40)
-    assert "training diverged at step 31" in capsys.readouterr().err
-    assert same(objective.met[31], objective.met[30])  # checked at step 30
+    assert "training diverged at step 33" in capsys.readouterr().err
+    assert same(objective.met[33], objective.met[30])  # checked at step 30
+
+
+def test_a_hard_picture_now_and_then_is_not(tmp_path, capsys):
+    hard = {f"_{step}": _spike for step in (25, 26, 28, 29, 31, 35)}
+    _, curve, _, _ = run(tmp_path, Counting(**hard), steps=40)
+    assert "diverged" not in capsys.readouterr().err and curve[-1]["step"] == 40
 
 
 def test_divergence_for_good_is_an_error_when_nothing_better_was_found(tmp_path, capsys):

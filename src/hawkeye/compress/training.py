@@ -36,7 +36,9 @@ except ImportError as error:  # pragma: no cover - depends on the installation
     raise MissingExtraError("compress", "lightning_fabric") from error
 
 _MAX_ROLLBACKS = 3
-_SPIKE = 4.0  # a loss this many times its running mean is divergence
+# Losses this many times their running mean, so many in a row, are divergence. One by itself is a hard picture: with two a
+# step that has cost a run its first steps and half its rate.
+_SPIKE, _SPIKES = 4.0, 3
 # So is a judgement this many times the start's, where the start must not be lost. A smaller fall has until the second
 # half: on the way to something better the judgement rises by a fifth by itself, while the rate is at its peak.
 _WORSE = 1.5
@@ -214,6 +216,7 @@ class _Loop:
         self.step, self.elapsed, self.scale, self.rollbacks = 0, 0.0, 1.0, 0
         self.since = 0.0  # progress at the last roll-back
         self.mean_loss: float | None = None
+        self.spikes = 0
         self.curve: list[dict[str, Any]] = []
         self.start_score: float | None = None
         self.best_score = math.inf
@@ -284,7 +287,9 @@ class _Loop:
         if not math.isfinite(loss):
             return True
         if self.mean_loss is not None and self.step > 20 and loss > _SPIKE * self.mean_loss:
-            return True
+            self.spikes += 1
+            return self.spikes == _SPIKES
+        self.spikes = 0
         self.mean_loss = loss if self.mean_loss is None else 0.95 * self.mean_loss + 0.05 * loss
         return False
 
@@ -312,7 +317,7 @@ class _Loop:
             self.good = self._snapshot()
         self.step, self.elapsed = step, elapsed  # the clock runs on, and the bad batch is not met again
         self.scale *= 0.5
-        self.since, self.mean_loss = self.progress(), None
+        self.since, self.mean_loss, self.spikes = self.progress(), None, 0
         self.gave_up = self.rollbacks > _MAX_ROLLBACKS
         say("training diverged " + ("once too often: giving up" if self.gave_up else
             f"at step {step}: back to the last good weights, rate halved to {self.rate:.1e}"))  # fmt: skip
@@ -340,7 +345,7 @@ class _Loop:
         self.average.load_state_dict(snapshot["average"])
         self.optimizer.load_state_dict(copy.deepcopy(snapshot["optimizer"]))
 
-    _PLAIN = ("step", "elapsed", "scale", "since", "rollbacks", "mean_loss",
+    _PLAIN = ("step", "elapsed", "scale", "since", "rollbacks", "mean_loss", "spikes",
               "curve", "start_score", "best_score", "best", "good")  # fmt: skip
 
     def save(self, path: Path, first: bool) -> None:
