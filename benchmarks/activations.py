@@ -47,8 +47,9 @@ def main() -> None:
     judge = agreement(silu, sample(labelled, _JUDGES, 0), args.imgsz, "cpu")
     for network, limit in ((some, args.limit), (every, math.inf)):
         split_c2f_(network)
-        with progress("choosing activations", len(activations.candidates(network))) as bar:
-            activations.simplify_(network, judge, args.imgsz, limit, bar.advance)
+        units = activations.candidates(network)
+        with progress("choosing activations", len(units)) as bar:
+            activations.simplify_(network, units, judge, args.imgsz, limit, bar.advance)
         merge_c2f_(network)
     rows: dict[str, Runtime] = {}
     with tempfile.TemporaryDirectory(prefix="hawkeye-activations-") as folder:

@@ -82,12 +82,12 @@ def test_blocks_change_that_cost_the_least_for_the_size_of_their_maps(split):
                     if not isinstance(network.get_submodule(name).act, nn.SiLU)}  # fmt: skip
         return costs[first]
 
-    found = activations.simplify_(split, judge, 64, 0.72, seen.append)
+    found = activations.simplify_(split, names, judge, 64, 0.72, seen.append)
     # Maps of model.0 have 32 x 32 values a channel, those of model.9.cv1 2 x 2: the cheapest, and yet the dearest.
     assert found == {"model.0": 0.4, "model.1": 0.3} and activations.of(split) == list(found)
     assert sum(seen) == len(names)
     assert isinstance(split.get_submodule("model.2.cv1").act, nn.SiLU), "an activation that others share stays"
-    assert activations.simplify_(split, lambda _: 1.0, 64, 0.5) == {}
+    assert activations.simplify_(split, {}, lambda _: 1.0, 64, 0.5) == {}
 
 
 @pytest.mark.parametrize("one", [None, "model.2.m.0.cv2", "model.9.cv1", "model.15.cv2"])
@@ -99,7 +99,7 @@ def test_the_slope_disappears_in_the_weights(split, one):
     for name in changed:
         apart.get_submodule(name).act = activations._Sloped()
     judge = {unit: 0.0 if one in (None, unit) else 1.0 for unit in units}
-    activations.simplify_(split, lambda network: judge[_tried(network, units)], 64, 0.5)
+    activations.simplify_(split, units, lambda network: judge[_tried(network, units)], 64, 0.5)
     assert sorted(activations.of(split)) == sorted(changed)
     pixels = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
@@ -116,7 +116,7 @@ def test_what_is_made_like_another_has_its_weights_too(split):
     merge_c2f_(before)
     units = activations.candidates(split)
     judge = {unit: float(unit not in ("model.0", "model.2.m.0.cv2")) for unit in units}
-    activations.simplify_(split, lambda network: judge[_tried(network, units)], 64, 0.5)
+    activations.simplify_(split, units, lambda network: judge[_tried(network, units)], 64, 0.5)
     merge_c2f_(split)
     names = activations.of(split)
     assert sorted(names) == ["model.0", "model.2.cv1", "model.2.m.0.cv2"]

@@ -12,7 +12,7 @@ reads its map, which is s times as large now, has weights s times as small. The 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -32,8 +32,8 @@ class _Sloped(nn.Module):
         return nn.functional.hardswish(SLOPE * x) / SLOPE
 
 
-def simplify_(model: nn.Module, judge: Callable[[nn.Module], float], imgsz: int, limit: float,
-              advance: Callable[[int], None] = lambda _: None) -> dict[str, float]:  # fmt: skip
+def simplify_(model: nn.Module, units: Mapping[str, Sequence[str]], judge: Callable[[nn.Module], float], imgsz: int,
+              limit: float, advance: Callable[[int], None] = lambda _: None) -> dict[str, float]:  # fmt: skip
     """Give blocks Hardswish instead of SiLU, those first where a value of their maps costs the least.
 
     Blocks whose maps are added, and both halves of a C2f, have one slope and change together. What several cost
@@ -41,15 +41,15 @@ def simplify_(model: nn.Module, judge: Callable[[nn.Module], float], imgsz: int,
 
     Args:
         model: detector in eval mode whose C2f are split, changed in place.
+        units: its `candidates`.
         judge: distance of a network from the original; 0 of the original itself.
         imgsz: side of the input in pixels.
         limit: of the sum of what they cost, in units of `judge`.
-        advance: called with the number of blocks tried.
+        advance: called with the number of units tried.
 
     Returns:
         What each of the changed blocks costs alone, or with those that change with it, by name of the first.
     """
-    units = candidates(model)
     sizes = _sizes(model, {name for blocks in units.values() for name in blocks}, imgsz)
     trial: Any = copy.deepcopy(model)
     costs, values = {}, {}

@@ -190,8 +190,9 @@ def _simplify_(model: nn.Module, original: nn.Module, config: PruneConfig, pictu
     if not config.hardswish:
         return {}
     judge = agreement(original, pictures[: _JUDGES // 2], imgsz, "cpu")  # each block alone is told apart by fewer
-    with progress("choosing activations", len(activations.candidates(model))) as bar:
-        chosen = activations.simplify_(model, judge, imgsz, config.hardswish, bar.advance)
+    units = activations.candidates(model)
+    with progress("choosing activations", len(units)) as bar:
+        chosen = activations.simplify_(model, units, judge, imgsz, config.hardswish, bar.advance)
     say(f"{len(activations.of(model))} blocks have Hardswish instead of SiLU, at a distance of about "
         f"{sum(chosen.values()):.3f} from the original")  # fmt: skip
     return chosen
