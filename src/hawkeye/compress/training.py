@@ -36,8 +36,8 @@ except ImportError as error:  # pragma: no cover - depends on the installation
     raise MissingExtraError("compress", "lightning_fabric") from error
 
 _MAX_ROLLBACKS = 3
-# Losses this many times their running mean, so many in a row, are divergence. One by itself is a hard picture: with two a
-# step that has cost a run its first steps and half its rate.
+# Losses this many times their running mean, so many in a row, are divergence. One by itself is a hard picture: with
+# two a step that has cost a run its first steps and half its rate.
 _SPIKE, _SPIKES = 4.0, 3
 # So is a judgement this many times the start's, where the start must not be lost. A smaller fall has until the second
 # half: on the way to something better the judgement rises by a fifth by itself, while the rate is at its peak.
