@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from hawkeye.compress import yolo
 from hawkeye.compress.allocate import Cost, allocate
-from hawkeye.compress.groups import find_groups
+from hawkeye.compress.groups import cut_, find_groups
 from hawkeye.compress.saliency import Moments, ObsScorer
 
 FILTERS = 3  # a channel, at most
@@ -124,7 +124,8 @@ def choose(model: nn.Module, fits: Mapping[str, Sequence[Fit]], moments: Mapping
         known = dict(moments) | {f"{name}.1.conv": fit.moments for name, fit in those.items()}
         scorer = ObsScorer(trial, groups, known, inverse)
         keep = allocate(groups, Cost(trial, groups, imgsz), scorer, macs=macs, params=params, align=align)
-        scorer.refit_(keep)  # what would be cut is read with zeros
+        scorer.refit_(keep)
+        cut_(trial, {name: index.tolist() for name, index in keep.items()}, groups)
         return judge(trial)
 
     chosen = tuple(int(name in head) for name in names)
