@@ -168,6 +168,13 @@ def test_spikes_of_the_loss_are_divergence_too(tmp_path, capsys):
     assert same(objective.met[33], objective.met[30])  # checked at step 30
 
 
+def test_weights_amid_spikes_are_not_gone_back_to(tmp_path, capsys):
+    objective = Counting(_29=_spike, _30=_spike, _31=_spike)
+    run(tmp_path, objective, steps=40)  # checked at step 30, after one spike
+    assert "training diverged at step 32" in capsys.readouterr().err
+    assert same(objective.met[32], objective.met[20])
+
+
 def test_a_hard_picture_now_and_then_is_not(tmp_path, capsys):
     hard = {f"_{step}": _spike for step in (25, 26, 28, 29, 31, 35)}
     _, curve, _, _ = run(tmp_path, Counting(**hard), steps=40)

@@ -70,9 +70,10 @@ def recover(source: Artifact, config: RecoverConfig, *, teacher: Artifact, out: 
                         expected="at least 2, one of which is set aside to choose the best weights on")  # fmt: skip
     judge = agreement(original, (judge_l + judge_u)[:64], imgsz, config.device)  # before a trunk is shared
     length, unfolded = _shared_trunk(model, unfolded, source, config)
-    original = _frozen(unfolded, config.device)
-    trunk = SharedTrunk(model, original, length) if length else None
-    if trunk is not None:
+    trunk = None
+    if length:
+        original = _frozen(unfolded, config.device)
+        trunk = SharedTrunk(model, original, length)
         kept = {name: index for name, index in kept.items() if name not in trunk}
     names = loaded.names
     lessons, objective = distillation(model, original, (learn_l, learn_u), names, imgsz, kept, config, trunk)

@@ -36,8 +36,7 @@ except ImportError as error:  # pragma: no cover - depends on the installation
     raise MissingExtraError("compress", "lightning_fabric") from error
 
 _MAX_ROLLBACKS = 3
-# Losses this many times their running mean, so many in a row, are divergence. One by itself is a hard picture: with
-# two a step that has cost a run its first steps and half its rate.
+# Losses this many times their running mean, so many in a row, are divergence; one by itself is a hard picture.
 _SPIKE, _SPIKES = 4.0, 3
 # So is a judgement this many times the start's, where the start must not be lost. A smaller fall has until the second
 # half: on the way to something better the judgement rises by a fifth by itself, while the rate is at its peak.
@@ -213,10 +212,8 @@ class _Loop:
         kind = RelativeMuon if config.optimizer == "muon" else torch.optim.AdamW
         optimizer = kind(_parameter_groups(model), lr=config.lr)
         self.model, self.optimizer = fabric.setup(model, optimizer)
-        self.step, self.elapsed, self.scale, self.rollbacks = 0, 0.0, 1.0, 0
-        self.since = 0.0  # progress at the last roll-back
-        self.mean_loss: float | None = None
-        self.spikes = 0
+        self.step, self.elapsed, self.scale, self.rollbacks, self.spikes = 0, 0.0, 1.0, 0, 0
+        self.since, self.mean_loss = 0.0, None  # progress at the last roll-back; of the losses since then
         self.curve: list[dict[str, Any]] = []
         self.start_score: float | None = None
         self.best_score = math.inf
@@ -288,10 +285,10 @@ class _Loop:
             return True
         if self.mean_loss is not None and self.step > 20 and loss > _SPIKE * self.mean_loss:
             self.spikes += 1
-            return self.spikes == _SPIKES
-        self.spikes = 0
-        self.mean_loss = loss if self.mean_loss is None else 0.95 * self.mean_loss + 0.05 * loss
-        return False
+        else:
+            self.spikes = 0
+            self.mean_loss = loss if self.mean_loss is None else 0.95 * self.mean_loss + 0.05 * loss
+        return self.spikes == _SPIKES
 
     def has_fallen(self) -> bool:
         """Whether the newest judgement is a fall below the start that is not just passing.
@@ -327,7 +324,8 @@ class _Loop:
         if score < self.best_score:
             self.best_score, self.best = score, _copy(self.average.state_dict())
         assert self.start_score is not None
-        if self.rescue is None or score <= self.start_score:  # a roll-back must not end below the start
+        # Not amid what may turn out to be divergence; and a roll-back must not end below the start.
+        if not self.spikes and (self.rescue is None or score <= self.start_score):
             self.good = self._snapshot()
 
     def record(self, score: float, loss: float, look: Look | None) -> None:

@@ -1,4 +1,4 @@
-"""The leading layers that pruning has left exactly as they were: computed once for both networks, and not trained.
+"""The leading layers from which pruning has cut nothing: computed once for both networks, and not trained.
 
 What is cut is cut where it hurts least, and in a small detector that is behind the backbone: there a step of recovery
 has half of its work to repeat what the teacher has just done, and to carry gradients back to weights that are right as
