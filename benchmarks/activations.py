@@ -37,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="checkpoint of a detector")
     parser.add_argument("--data", type=Path, required=True, help="data.yaml; its training pictures judge activations")
-    parser.add_argument("--limit", type=float, default=0.03, help="`hardswish` of the recipe")
+    parser.add_argument("--limit", type=float, default=0.02, help="`hardswish` of the recipe")
     parser.add_argument("--imgsz", type=int, default=640)
     parser.add_argument("--runs", type=int, default=60, help="timed runs of each row")
     args = parser.parse_args()

@@ -1,7 +1,7 @@
 """SiLU as Hardswish, where a trained detector hardly tells the one from the other.
 
 An INT8 kernel multiplies 64 numbers at a time, and then computes an exponential and a division for each value of its
-output: with Hardswish everywhere a yolov8n at 640 pixels takes an eighth less time in INT8, most of which is in the
+output: with Hardswish everywhere a yolov8n at 640 pixels takes a sixth less time in INT8, most of which is in the
 first layers, whose maps are large (`benchmarks/activations.py`). h(x) = x * relu6(x + 3) / 6 (Howard et al., arXiv
 1905.02244) is a few additions and multiplications, and was made for networks to be trained with it. A trained network
 takes h(s * x) / s instead: with a slope s of 1.15 that is nearer to SiLU on the values that layers have, so much that a
