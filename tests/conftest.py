@@ -53,6 +53,11 @@ def pytest_report_header() -> list[str]:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("compress") and (missing := _compress_missing()):
         pytest.skip(missing)
+    if item.get_closest_marker("cuda"):
+        import torch  # its files are of the compress tier, too
+
+        if not torch.cuda.is_available():
+            pytest.skip("torch finds no GPU")
     reason = None
     if item.get_closest_marker("realdata") and _real_data()[0] is None:
         reason = f"no folder with the real data: {_real_data()[1]}; see CONTRIBUTING.md"

@@ -24,7 +24,7 @@ from hawkeye.compress.recover import recover, train  # noqa: E402
 from hawkeye.compress.trunk import SharedTrunk, outputs_of, untouched  # noqa: E402
 from hawkeye.config import PruneConfig, RecoverConfig  # noqa: E402
 from hawkeye.data import load_dataset  # noqa: E402
-from hawkeye.errors import DataError, ModelError  # noqa: E402
+from hawkeye.errors import ConfigError, DataError, ModelError  # noqa: E402
 from hawkeye.progress import watched  # noqa: E402
 from hawkeye.scenes import NAMES, draw_dataset  # noqa: E402
 
@@ -383,3 +383,11 @@ def test_what_pruning_has_not_touched_stays_as_it_is_and_the_rest_learns(origina
     everything = longer.model_copy(update={"trunk": "trained"})
     moved = weights(recover(source, everything, teacher=original, out=tmp_path / "trained"))
     assert any(not torch.equal(moved[name], first[name]) for name, layer in layers.items() if layer < 15)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_gpu_that_is_not_there_is_told_before_anything_is_done(original, pruned, scenes, tmp_path):
+    with pytest.raises(ConfigError, match="no GPU"):
+        prune(original, PruneConfig(data=scenes, device="cuda"), out=tmp_path / "pruned")
+    with pytest.raises(ConfigError, match="no GPU"):
+        recover(pruned, settings(data=scenes, device="cuda"), teacher=original, out=tmp_path / "recovered")

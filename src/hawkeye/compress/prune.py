@@ -17,6 +17,7 @@ from hawkeye import artifact, keys
 from hawkeye.artifact import Artifact
 from hawkeye.compress import activations, separable, training_data, yolo
 from hawkeye.compress.allocate import Allocator, Cost, LatencyBound, Scorer, allocate, check_reachable, units_of
+from hawkeye.compress.device import claim
 from hawkeye.compress.distance import agreement, load_batches
 from hawkeye.compress.forecast import forecast, tell
 from hawkeye.compress.groups import Group, cut_, find_groups, merge_c2f_, split_c2f_
@@ -48,6 +49,7 @@ def prune(source: Artifact | Path, config: PruneConfig, *, out: Path, allocator:
 
     Raises:
         BoundsError: a bound of 1 or more, or one that cannot be reached (tells the nearest).
+        ConfigError: there is no GPU, and one is asked for.
         DataError: no usable pictures, or `taylor` without labels.
         CheckpointError: the source cannot be compressed.
     """
@@ -57,6 +59,7 @@ def prune(source: Artifact | Path, config: PruneConfig, *, out: Path, allocator:
     pictures, key = keys.prune(base.sha256, config)
     if (done := artifact.reuse(out, key)) is not None:
         return done
+    claim(config.device)  # pruning itself needs none, but what comes after it does, minutes later
 
     checkpoint = yolo.load_checkpoint(base.path("pytorch"))
     imgsz = config.imgsz or base.spec.imgsz

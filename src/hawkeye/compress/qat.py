@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from hawkeye.artifact import Artifact
 from hawkeye.compress import fake_quantize, ranks, yolo
+from hawkeye.compress.device import claim
 from hawkeye.compress.distance import agreement
 from hawkeye.compress.quantizers import Quantization
 from hawkeye.compress.recover import all_features, distillation
@@ -57,11 +58,13 @@ def train(
         calibration was found, they are the calibrated ones.
 
     Raises:
+        ConfigError: there is no GPU, and one is asked for.
         DataError: no pictures.
     """
     if not any(learn) or not held_out:
         raise DataError("too few pictures to train INT8 on", got=sum(map(len, learn)) + len(held_out),
                         expected="at least 2, one of which is set aside")  # fmt: skip
+    claim(config.device)
     loaded = yolo.load_checkpoint(source.path("pytorch"))
     imgsz, device = source.spec.imgsz, config.device
     original = yolo.folded(loaded.model).requires_grad_(False).eval()

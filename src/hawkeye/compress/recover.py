@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from hawkeye import artifact, keys
 from hawkeye.artifact import Artifact
 from hawkeye.compress import activations, training_data, yolo
+from hawkeye.compress.device import claim
 from hawkeye.compress.distance import agreement, distillation_loss
 from hawkeye.compress.training import Batch, Look, Objective, Source, first_rank, fit_, wait_for_all
 from hawkeye.compress.trunk import SharedTrunk, outputs_of, untouched
@@ -46,6 +47,7 @@ def recover(source: Artifact, config: RecoverConfig, *, teacher: Artifact, out: 
         was found. Details: the curve, the judgement before and after.
 
     Raises:
+        ConfigError: there is no GPU, and one is asked for.
         DivergenceError: training broke down for good.
         DataError: no usable pictures.
         ModelError: the teacher knows other classes, or speaks of boxes otherwise.
@@ -54,6 +56,7 @@ def recover(source: Artifact, config: RecoverConfig, *, teacher: Artifact, out: 
     labelled, unlabelled, key = keys.recover(source.sha256, teacher.sha256, config)
     if (done := artifact.reuse(out, key)) is not None:
         return done
+    claim(config.device)
     imgsz = config.imgsz or source.spec.imgsz
     loaded = yolo.load_checkpoint(source.path("pytorch"))
     model = loaded.model.requires_grad_(True)

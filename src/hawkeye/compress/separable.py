@@ -123,7 +123,7 @@ def choose(model: nn.Module, fits: Mapping[str, Sequence[Fit]], moments: Mapping
         groups = find_groups(trial)
         known = dict(moments) | {f"{name}.1.conv": fit.moments for name, fit in those.items()}
         scorer = ObsScorer(trial, groups, known, inverse)
-        keep = allocate(groups, Cost(trial, groups, imgsz), scorer, macs=macs, params=params, align=align)
+        keep = allocate(groups, Cost(trial, groups, imgsz), scorer, macs=macs, params=params, align=align, at_once=True)
         scorer.refit_(keep)
         cut_(trial, {name: index.tolist() for name, index in keep.items()}, groups)
         return judge(trial)
@@ -217,6 +217,7 @@ def _pointwise(w: Tensor, bank: Tensor, by_place: Tensor) -> Tensor:
 
 
 def _solve(matrix: Tensor, right: Tensor) -> Tensor:
-    """Least squares where channels that are never active leave the matrix singular."""
+    """Least squares, (d, m) or (d,), where channels that are never active leave the matrix singular."""
     ridge = 1e-8 * float(matrix.diagonal().mean()) + 1e-300
-    return torch.linalg.solve(matrix + ridge * torch.eye(len(matrix), dtype=matrix.dtype), right)
+    factor = torch.linalg.cholesky(matrix + ridge * torch.eye(len(matrix), dtype=matrix.dtype))
+    return torch.cholesky_solve(right.view(len(right), -1), factor).view_as(right)

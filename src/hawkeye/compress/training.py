@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from hawkeye import artifact
+from hawkeye.compress.device import loaders
 from hawkeye.compress.optimizer import RelativeMuon
 from hawkeye.config import RecoverConfig
 from hawkeye.errors import ConfigError, DivergenceError, MissingExtraError
@@ -144,8 +145,7 @@ def fit_(
         _Keyed(source.dataset),
         batch_sampler=_Endless(lambda: _batches(len(source.dataset), config.batch, config.seed, loop.step,
                                                 fabric.global_rank, world)),
-        collate_fn=source.collate, num_workers=1, persistent_workers=False,
-    )  # fmt: skip
+        collate_fn=source.collate, num_workers=loaders(config.device))  # fmt: skip
     total = config.steps or config.budget
     with progress(title, total, done=min(loop.done(), total)) as bar:
         before = loop.done()

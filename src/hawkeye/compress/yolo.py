@@ -346,9 +346,12 @@ def detection_loss(model: DetectionModel) -> Callable[[Any, dict[str, Tensor]], 
     gains = settings(**{k: v for k, v in _args(model).items() if k in ("box", "cls", "dfl")})
     # The criterion reads only these from a model; a stand-in leaves the caller's model.args as they are.
     stand_in: Any = SimpleNamespace(args=gains, model=model.model, parameters=model.parameters)
-    criterion = v8DetectionLoss(stand_in)
+    criterion: Any = None
 
     def loss(preds: Any, batch: dict[str, Tensor]) -> Tensor:
+        nonlocal criterion
+        if criterion is None:  # it stays on the device that the network is on, and that may not be settled before
+            criterion = v8DetectionLoss(stand_in)
         raw = criterion.parse_output(preds)
         parts, _ = criterion.loss(raw, batch)
         return parts.sum() / raw["boxes"].shape[0]
