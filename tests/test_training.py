@@ -15,7 +15,7 @@ pytest.importorskip("lightning_fabric")
 
 from torch import nn  # noqa: E402
 
-from hawkeye.compress import training, training_data  # noqa: E402
+from hawkeye.compress import device, training, training_data  # noqa: E402
 from hawkeye.compress.training import Source, fit_  # noqa: E402
 from hawkeye.config import RecoverConfig  # noqa: E402
 from hawkeye.data import load_dataset, split_holdout  # noqa: E402
@@ -364,3 +364,22 @@ def test_holdout_is_disjoint_complete_and_repeatable(count, share, held):
     assert sorted(learn + judged) == pictures
     assert split_holdout(pictures[::-1], share, seed=3) == (learn, judged)
     assert split_holdout(pictures, share, seed=4) != (learn, judged)
+
+
+def test_each_process_of_torchrun_has_a_gpu_of_its_own(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    device.claim("cpu")
+    device.claim("cuda")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    device.claim("cuda")
+    assert chosen == [0, 3]
+
+
+@pytest.mark.parametrize(("cores", "processes", "expected"), [(2, 1, 1), (16, 1, 8), (16, 4, 3), (2, 8, 1)])
+def test_a_gpu_has_as_many_loaders_as_there_are_cores_to_spare(monkeypatch, cores, processes, expected):
+    monkeypatch.setattr(device.os, "cpu_count", lambda: cores)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert device.loaders("cuda") == expected
+    assert device.loaders("cpu") == 1
