@@ -176,10 +176,10 @@ def factorize(weight: Tensor, moments: Moments, filters: int = 1) -> list[Fit]:
     energy = float(((fisher[:, None] * (flat @ cov)) * flat).sum())
     found: list[Fit] = []
     bank = torch.zeros(0, inputs, area, dtype=torch.float64)
-    error = w
+    seen, error = _seen(w, by_place), w
     for count in range(1, filters + 1):
         bank = torch.cat([bank, _filter(error, by_place, fisher)[None]])
-        pointwise = _pointwise(w, bank, by_place)
+        pointwise = _pointwise(seen, bank, by_place)
         error = w - torch.einsum("ori,rik->oik", pointwise.unflatten(1, (count, inputs)), bank)
         lost = error.flatten(1)
         left = float(((fisher[:, None] * (lost @ cov)) * lost).sum())
@@ -192,12 +192,12 @@ def factorize(weight: Tensor, moments: Moments, filters: int = 1) -> list[Fit]:
 
 def _filter(w: Tensor, by_place: Tensor, fisher: Tensor) -> Tensor:
     """The filters (i, k), one for each channel, that go the furthest towards a kernel (o, i, k)."""
-    outputs, inputs, area = w.shape
-    seen = (w.flatten(1) @ by_place.reshape(inputs * area, -1)).view_as(w)
+    _, inputs, area = w.shape
+    seen = _seen(w, by_place)
     # The best filters if inputs were independent of each other.
     found = torch.linalg.svd((w * fisher.sqrt()[:, None, None]).transpose(0, 1), full_matrices=False).Vh[:, 0]
     for _ in range(_SWEEPS):
-        pointwise = _pointwise(w, found[None], by_place)
+        pointwise = _pointwise(seen, found[None], by_place)
         pairs = torch.einsum("o,oi,oj->ij", fisher, pointwise, pointwise)
         normal = torch.einsum("ij,ikjl->ikjl", pairs, by_place).reshape(inputs * area, -1)
         wanted = torch.einsum("o,oi,oik->ik", fisher, pointwise, seen).flatten()
@@ -208,11 +208,14 @@ def _filter(w: Tensor, by_place: Tensor, fisher: Tensor) -> Tensor:
     return found * norm.clamp(1 / _LARGEST, _LARGEST) / norm
 
 
-def _pointwise(w: Tensor, bank: Tensor, by_place: Tensor) -> Tensor:
-    """The best pointwise factor (o, r * i) behind these filters (r, i, k)."""
-    inputs, area = w.shape[1:]
-    seen = (w.flatten(1) @ by_place.reshape(inputs * area, -1)).view_as(w)
-    gram = torch.einsum("rik,ikjl,sjl->risj", bank, by_place, bank).reshape(bank.shape[0] * inputs, -1)
+def _seen(w: Tensor, by_place: Tensor) -> Tensor:
+    """Covariance (o, i, k) of what a kernel (o, i, k) computes with what it reads."""
+    return (w.flatten(1) @ by_place.flatten(2).flatten(0, 1)).view_as(w)
+
+
+def _pointwise(seen: Tensor, bank: Tensor, by_place: Tensor) -> Tensor:
+    """The best pointwise factor (o, r * i) behind these filters (r, i, k), for the kernel whose `_seen` it is."""
+    gram = torch.einsum("rik,ikjl,sjl->risj", bank, by_place, bank).flatten(2).flatten(0, 1)
     return _solve(gram, torch.einsum("oik,rik->rio", seen, bank).flatten(0, 1)).T
 
 
@@ -220,4 +223,4 @@ def _solve(matrix: Tensor, right: Tensor) -> Tensor:
     """Least squares, (d, m) or (d,), where channels that are never active leave the matrix singular."""
     ridge = 1e-8 * float(matrix.diagonal().mean()) + 1e-300
     factor = torch.linalg.cholesky(matrix + ridge * torch.eye(len(matrix), dtype=matrix.dtype))
-    return torch.cholesky_solve(right.view(len(right), -1), factor).view_as(right)
+    return torch.cholesky_solve(right.reshape(len(right), -1), factor).reshape(right.shape)
