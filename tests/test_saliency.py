@@ -128,12 +128,11 @@ def test_refit_moves_the_mean_into_a_bias_where_there_is_no_batchnorm(chain):
     assert (last.weight[:, 1:3] == 0).all()
 
 
-@pytest.mark.parametrize("steps", [[(3,), (0,)], [(3, 0)]], ids=["one by one", "at once"])
 @pytest.mark.parametrize("fold", [1, 10**6])
-def test_greedy_removal_and_one_refit_agree(chain, monkeypatch, steps, fold):
+def test_greedy_removal_and_one_refit_agree(chain, monkeypatch, fold):
     monkeypatch.setattr(saliency, "_FOLD", fold)
-    for channels in steps:
-        chain.scorer.remove_(chain.groups[0], *channels)
+    for channel in (3, 0):
+        chain.scorer.remove_(chain.groups[0], channel)
     followed = chain.scorer._weight["second.conv"].clone()
     chain.scorer.refit_({"first.conv": torch.tensor([1, 2, 4])})
     assert chain.model.second.conv.weight.double().flatten(1).numpy() == pytest.approx(followed.numpy(), abs=1e-5)

@@ -23,7 +23,7 @@ class Scorer(Protocol):
     """A measure of importance."""
 
     def scores(self, group: Group, alive: Tensor) -> Tensor: ...
-    def remove_(self, group: Group, *channels: int) -> set[str]: ...
+    def remove_(self, group: Group, channel: int) -> set[str]: ...
     def refit_(self, keep: dict[str, Tensor]) -> None: ...
 
 
@@ -155,13 +155,11 @@ def allocate(
     params: float,
     align: int,
     latency: LatencyBound | None = None,
-    at_once: bool = False,
 ) -> dict[str, Tensor]:
     """Kept channels per group, (kept,) int64 sorted, so that MACs and parameters are at most the given numbers.
 
     Greedy: the unit whose next block costs the least damage per share of the still missing savings goes first. With a
-    bound on latency that holds as well, and exchanges between units follow. Channels of a block go one after another,
-    each the least important by then; `at_once` they go as they were before the first, which takes a third of the time.
+    bound on latency that holds as well, and exchanges between units follow.
 
     Raises:
         BoundsError: not reachable even with every width at `align`; states the nearest possible.
@@ -196,11 +194,10 @@ def allocate(
         assert best is not None  # the floor was checked
         changed: set[str] = set()
         for group in best:
-            for count in [best_block] if at_once else [1] * best_block:
-                ranked = scores.pop(group.name) if at_once else scorer.scores(group, alive[group.name])
-                gone = ranked.topk(count, largest=False).indices.tolist()
-                alive[group.name][gone] = False
-                changed |= scorer.remove_(group, *gone)
+            for _ in range(best_block):
+                channel = int(scorer.scores(group, alive[group.name]).argmin())
+                alive[group.name][channel] = False
+                changed |= scorer.remove_(group, channel)
             widths[group.name] -= best_block
             scores.pop(group.name, None)
         for unit in units:

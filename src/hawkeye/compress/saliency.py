@@ -197,15 +197,15 @@ class ObsScorer:
             total[index] += half.square().sum((1, 2))
         return total
 
-    def remove_(self, group: Group, *channels: int) -> set[str]:
-        """Take channels out and compensate; returns the convolutions whose state has changed."""
+    def remove_(self, group: Group, channel: int) -> set[str]:
+        """Take a channel out and compensate; returns the convolutions whose state has changed."""
         for name in group.consumers:
-            block, weight = self._blocks(group, name)[list(channels)].flatten(), self._weight[name]
+            block, weight = self._blocks(group, name)[channel], self._weight[name]
             weight -= weight[:, block] @ self._inverse[name].remove_(block)
             weight[:, block] = 0
         for name in group.producers:  # what a removed output computed no longer matters
             if name in self._readers:
-                self._fisher[name][list(channels)] = 0
+                self._fisher[name][channel] = 0
         return {*group.consumers, *group.producers}
 
     def refit_(self, keep: dict[str, Tensor]) -> None:
@@ -293,7 +293,7 @@ class StaticScorer:
         """Importance of each channel, (width,); infinite where it has gone already."""
         return torch.where(alive, self._scores[group.name], torch.inf)
 
-    def remove_(self, group: Group, *channels: int) -> set[str]:
+    def remove_(self, group: Group, channel: int) -> set[str]:
         """Nothing to follow."""
         return set()
 

@@ -123,7 +123,7 @@ def choose(model: nn.Module, fits: Mapping[str, Sequence[Fit]], moments: Mapping
         groups = find_groups(trial)
         known = dict(moments) | {f"{name}.1.conv": fit.moments for name, fit in those.items()}
         scorer = ObsScorer(trial, groups, known, inverse)
-        keep = allocate(groups, Cost(trial, groups, imgsz), scorer, macs=macs, params=params, align=align, at_once=True)
+        keep = allocate(groups, Cost(trial, groups, imgsz), scorer, macs=macs, params=params, align=align)
         scorer.refit_(keep)
         cut_(trial, {name: index.tolist() for name, index in keep.items()}, groups)
         return judge(trial)
