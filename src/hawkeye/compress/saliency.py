@@ -155,8 +155,7 @@ class ObsScorer:
 
     A removal changes all of C^-1 by a product of p rows, p the inputs that a channel is read by. Where d is thousands
     that would be a pass through hundreds of megabytes for each channel, so rows are kept and subtracted from what is
-    looked at: C^-1 as it was is only read, and scorers share it. 816 channels of a yolov8s go in 8 s instead of 16,
-    2,008 in 34 instead of 145.
+    looked at: C^-1 as it was is only read, and scorers share it.
     """
 
     def __init__(self, model: nn.Module, groups: Iterable[Group], moments: Mapping[str, Moments],
