@@ -351,10 +351,13 @@ def test_the_teacher_goes_on_from_the_trunk_that_the_student_has_computed(origin
     with torch.no_grad():
         student.model[9].cv2.conv.weight.mul_(1.5)
     assert untouched(teacher, teacher) == len(teacher.model) - 1
-    assert untouched(student, teacher) == 9
+    narrower = copy.deepcopy(student)
+    narrower.model[9].cv2.conv.weight = torch.nn.Parameter(student.model[9].cv2.conv.weight[:4])
+    assert untouched(student, teacher) == untouched(teacher, teacher), "other values alone are no cut"
+    assert untouched(narrower, teacher) == 9
     before = copy.deepcopy(student.state_dict())
     folded = yolo.folded(teacher).requires_grad_(False).eval()
-    trunk = SharedTrunk(student, folded, untouched(student, teacher))
+    trunk = SharedTrunk(student, folded, 9)
     assert "model.8.cv2" in trunk and "model.9.cv2" not in trunk
     pixels = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad(), outputs_of(student, trunk.maps) as found:

@@ -6,7 +6,8 @@ first layers, whose maps are large (`benchmarks/activations.py`). h(x) = x * rel
 1905.02244) is a few additions and multiplications, and was made for networks to be trained with it. A trained network
 takes h(s * x) / s instead: with a slope s of 1.15 that is nearer to SiLU on the values that layers have, so much that a
 block costs three to ten times less. The slope disappears in the weights: a block's BatchNorm gives s * x, and what
-reads its map, which is s times as large now, has weights s times as small. The checkpoint keeps to stock modules.
+reads its map, which is s times as large now, has weights s times as small. The checkpoint keeps to stock modules. What
+reads the map can then be fitted to it anew (`reconstruct`), which halves what most blocks of the backbone cost.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from hawkeye.compress.allocate import units_of
 from hawkeye.compress.groups import Group, SplitC2f, depthwise, find_groups, merge_c2f_, split_c2f_
+from hawkeye.compress.reconstruct import Reconstruction
 from hawkeye.compress.trunk import outputs_of
 
 SLOPE = 1.15
@@ -33,7 +35,8 @@ class _Sloped(nn.Module):
 
 
 def simplify_(model: nn.Module, units: Mapping[str, Sequence[str]], judge: Callable[[nn.Module], float], imgsz: int,
-              limit: float, advance: Callable[[int], None] = lambda _: None) -> dict[str, float]:  # fmt: skip
+              limit: float, advance: Callable[[int], None] = lambda _: None,
+              repair: Reconstruction | None = None) -> dict[str, float]:  # fmt: skip
     """Give blocks Hardswish instead of SiLU, those first where a value of their maps costs the least.
 
     Blocks whose maps are added, and both halves of a C2f, have one slope and change together. What several cost
@@ -46,21 +49,22 @@ def simplify_(model: nn.Module, units: Mapping[str, Sequence[str]], judge: Calla
         imgsz: side of the input in pixels.
         limit: of the sum of what they cost, in units of `judge`.
         advance: called with the number of units tried.
+        repair: of the model's `readers`; fits them to the changed maps. Left out, they stay as they are.
 
     Returns:
         What each of the changed blocks costs alone, or with those that change with it, by name of the first.
     """
     sizes = _sizes(model, {name for blocks in units.values() for name in blocks}, imgsz)
-    trial: Any = copy.deepcopy(model)
+    read = readers(model, units) if repair else {}
     costs, values = {}, {}
     for first, blocks in units.items():
-        silu = [trial.get_submodule(name).act for name in blocks]
+        trial: Any = copy.deepcopy(model)
         for name in blocks:
             trial.get_submodule(name).act = _Sloped()
+        if repair:
+            repair.fit_(trial, read[first])
         costs[first] = max(0.0, judge(trial))
         values[first] = sum(sizes[name] for name in blocks)
-        for name, act in zip(blocks, silu, strict=True):
-            trial.get_submodule(name).act = act
         advance(1)
     chosen, total = {}, 0.0
     for first in sorted(units, key=lambda name: costs[name] / values[name]):
@@ -68,7 +72,27 @@ def simplify_(model: nn.Module, units: Mapping[str, Sequence[str]], judge: Calla
             chosen[first] = costs[first]
             total += costs[first]
     _give_(model, [name for first in chosen for name in units[first]])
+    if repair:
+        changed = {name for first in chosen for name in read[first]}
+        # One after another, as the network computes them: each sees what those before it have come to.
+        for name in [name for name, _ in model.named_modules() if name in changed]:
+            repair.fit_(model, [name])
     return chosen
+
+
+def readers(model: nn.Module, units: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Convolutions that read the maps of each unit, and can be fitted to them; the C2f of the model are split.
+
+    None for the head's own maps: there detections depend on few places, of which an even draw sees nothing, and its
+    class branches were further from the original after a fit than before.
+    """
+    head = f"model.{len(model.model) - 1}."
+    found: dict[str, set[str]] = {first: set() for first in units}
+    for group in find_groups(model):
+        for first, blocks in units.items():
+            if group.producers[0].removesuffix(".conv") in blocks and not first.startswith(head):
+                found[first].update(group.consumers)
+    return {first: sorted(names) for first, names in found.items()}
 
 
 def like(model: nn.Module, names: Collection[str]) -> nn.Module:

@@ -194,9 +194,10 @@ def allocate(
         assert best is not None  # the floor was checked
         changed: set[str] = set()
         for group in best:
+            near = _least(scores[group.name], _NEAR * best_block)
             for _ in range(best_block):
-                channel = int(scorer.scores(group, alive[group.name]).argmin())
-                alive[group.name][channel] = False
+                channel = int(scorer.scores(group, near).argmin())
+                near[channel] = alive[group.name][channel] = False
                 changed |= scorer.remove_(group, channel)
             widths[group.name] -= best_block
             scores.pop(group.name, None)
@@ -208,7 +209,15 @@ def allocate(
     return {name: mask.nonzero().flatten() for name, mask in alive.items()}
 
 
+_NEAR = 2  # times as many as a block has; with each channel that goes the others only become more important
 _JUMP = 4  # blocks that a unit may lose at once: a single one may lead to a width that costs more
+
+
+def _least(scores: Tensor, count: int) -> Tensor:
+    """Mask of the least important channels, `count` of them or all that are left."""
+    found = torch.zeros(len(scores), dtype=torch.bool)
+    found[scores.topk(min(count, len(scores)), largest=False).indices] = True
+    return found & scores.isfinite()
 
 
 def _allocate_timed(

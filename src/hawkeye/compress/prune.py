@@ -24,6 +24,7 @@ from hawkeye.compress.groups import Group, cut_, find_groups, merge_c2f_, split_
 from hawkeye.compress.latency import profile, whole_ms
 from hawkeye.compress.macs import params_and_macs
 from hawkeye.compress.original import import_original
+from hawkeye.compress.reconstruct import Reconstruction
 from hawkeye.compress.saliency import Moments, ObsScorer, StaticScorer, collect
 from hawkeye.config import PruneConfig
 from hawkeye.errors import BoundsError, RunDirError
@@ -31,6 +32,7 @@ from hawkeye.progress import progress, say
 
 _BATCH = 4  # pictures per forward and backward pass: keeps the peak under 4 GiB at 640
 _JUDGES = 16  # pictures that tell which convolutions to separate
+_REPAIRS = 16  # pictures that what reads changed activations is fitted on
 _AIM = 0.97  # of the bound on latency: the table errs by a few percent, and a bound is a bound
 
 
@@ -192,10 +194,15 @@ def _simplify_(model: nn.Module, original: nn.Module, config: PruneConfig, pictu
     """Give blocks Hardswish as far as the recipe allows; returns what each costs alone."""
     if not config.hardswish:
         return {}
-    judge = agreement(original, pictures[: _JUDGES // 2], imgsz, "cpu")  # each block alone is told apart by fewer
+    few = _JUDGES // 2  # each block alone is told apart by fewer
+    judge = agreement(original, pictures[:few], imgsz, "cpu")
     units = activations.candidates(model)
+    read = activations.readers(model, units)
+    others = pictures[few : few + _REPAIRS] or pictures  # what is fitted must not be what judges it
+    repair = Reconstruction(model, {name for names in read.values() for name in names}, load_batches(others, imgsz),
+                            seed=config.seed)  # fmt: skip
     with progress("choosing activations", len(units)) as bar:
-        chosen = activations.simplify_(model, units, judge, imgsz, config.hardswish, bar.advance)
+        chosen = activations.simplify_(model, units, judge, imgsz, config.hardswish, bar.advance, repair)
     say(f"{len(activations.of(model))} blocks have Hardswish instead of SiLU, at a distance of about "
         f"{sum(chosen.values()):.3f} from the original")  # fmt: skip
     return chosen

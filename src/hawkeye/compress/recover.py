@@ -263,15 +263,21 @@ def _shared_trunk(model: nn.Module, teacher: nn.Module, source: Artifact, config
                   ) -> tuple[int, nn.Module]:  # fmt: skip
     """How many leading layers a pruned student shares with what it was pruned from, and the teacher that has them.
 
-    Where the student has Hardswish there, so has that teacher: cheaper than to compute both.
+    That teacher has the student's own, with their Hardswish where there is any: cheaper than to compute both.
     """
-    if config.trunk == "trained" or config.teacher is not None or source.name == "original":
+    trained = source.stage == "recover" and source.config.get("trunk") == "trained"
+    if config.trunk == "trained" or config.teacher is not None or source.name == "original" or trained:
         return 0, teacher
-    simpler = activations.of(model)
-    length = untouched(model, activations.like(teacher, simpler))
+    length = untouched(model, teacher)
     if length:
         say(f"{length} of {len(model.model)} layers need no training: they stay as they are, computed once for both")
-    return length, activations.like(teacher, [name for name in simpler if int(name.split(".")[1]) < length])
+    simpler = [name for name in activations.of(model) if int(name.split(".")[1]) < length]
+    shared = activations.like(teacher, simpler)  # what reads them in the teacher takes their slope back
+    own = copy.deepcopy(model)
+    yolo.freeze_statistics_(own, False)
+    for index in range(length):
+        shared.model[index] = own.model[index]
+    return length, shared
 
 
 def _stock_(model: nn.Module, trunk: SharedTrunk | None) -> nn.Module:
