@@ -21,35 +21,39 @@ from torch import nn
 
 from hawkeye import environment
 from hawkeye.compress import activations, yolo
-from hawkeye.compress.distance import agreement
+from hawkeye.compress.distance import agreement, load_batches
 from hawkeye.compress.export import metadata, save_openvino
 from hawkeye.compress.groups import merge_c2f_, split_c2f_
 from hawkeye.compress.latency import networks_of
+from hawkeye.compress.reconstruct import Reconstruction
 from hawkeye.data import sample, training_images
 from hawkeye.progress import progress
 from hawkeye.runtime import Runtime, open_file
 from hawkeye.timing import in_turns_ms
 
-_JUDGES = 8
+_JUDGES, _REPAIRS = 8, 16  # as `prune` takes them
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="checkpoint of a detector")
     parser.add_argument("--data", type=Path, required=True, help="data.yaml; its training pictures judge activations")
-    parser.add_argument("--limit", type=float, default=0.02, help="`hardswish` of the recipe")
+    parser.add_argument("--limit", type=float, default=0.06, help="`hardswish` of the recipe")
     parser.add_argument("--imgsz", type=int, default=640)
     parser.add_argument("--runs", type=int, default=60, help="timed runs of each row")
     args = parser.parse_args()
     silu = yolo.load_checkpoint(args.model).model
     some, every = copy.deepcopy(silu), copy.deepcopy(silu)
     labelled, _ = training_images(args.data, None)
-    judge = agreement(silu, sample(labelled, _JUDGES, 0), args.imgsz, "cpu")
+    pictures = sample(labelled, _JUDGES + _REPAIRS, 0)
+    judge = agreement(silu, pictures[:_JUDGES], args.imgsz, "cpu")
     for network, limit in ((some, args.limit), (every, math.inf)):
         split_c2f_(network)
         units = activations.candidates(network)
+        read = {name for names in activations.readers(network, units).values() for name in names}
+        repair = Reconstruction(network, read, load_batches(pictures[_JUDGES:], args.imgsz))
         with progress("choosing activations", len(units)) as bar:
-            activations.simplify_(network, units, judge, args.imgsz, limit, bar.advance)
+            activations.simplify_(network, units, judge, args.imgsz, limit, bar.advance, repair)
         merge_c2f_(network)
     rows: dict[str, Runtime] = {}
     with tempfile.TemporaryDirectory(prefix="hawkeye-activations-") as folder:

@@ -6,7 +6,8 @@ what it computes in the original from the original's: the asymmetric reconstruct
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,50 +31,35 @@ class Reconstruction:
                  positions: int = 320, seed: int = 0) -> None:  # fmt: skip
         self._batches = [batch.contiguous(memory_format=torch.channels_last) for batch in batches]
         generator = torch.Generator().manual_seed(seed)
-        self._drawn: dict[str, list[Tensor]] = {name: [] for name in names}  # positions of each batch
-        self._wanted: dict[str, list[Tensor]] = {name: [] for name in names}  # (B * P, out_channels) of each batch
-
-        def keep(name: str, output: Tensor) -> None:
-            maps = output.flatten(2)  # (B, C, H * W)
-            drawn = torch.randperm(maps.shape[2], generator=generator)[:positions]
-            self._drawn[name].append(drawn)
-            self._wanted[name].append(maps[:, :, drawn].transpose(1, 2).flatten(0, 1).clone())
-
-        hooks = [original.get_submodule(name).register_forward_hook(
-            lambda _m, _i, output, name=name: keep(name, output)) for name in names]  # fmt: skip
-        _run(original, self._batches, hooks)
+        # Of each batch, by name: where it is looked at, and what is computed there, (B * P, out_channels).
+        self._wanted: list[dict[str, tuple[Tensor, Tensor]]] = []
+        for seen in _seen(original, names, self._batches):
+            drawn = {name: torch.randperm(output[0, 0].numel(), generator=generator)[:positions]
+                     for name, (_, output) in seen.items()}  # fmt: skip
+            self._wanted.append({name: (drawn[name], _rows(output.flatten(2), drawn[name]))
+                                 for name, (_, output) in seen.items()})  # fmt: skip
 
     def fit_(self, model: nn.Module, names: Collection[str]) -> None:
-        """Move the weights of these convolutions, in what the changed copy gives them now; biases follow the mean."""
+        """Move the weights of these convolutions of the changed copy, as it is now; biases follow the mean."""
         sums: dict[str, list[Tensor]] = {}
-
-        def add(name: str, conv: Any, x: Tensor, output: Tensor, done: list[int]) -> None:
-            index = len(done)
-            drawn = self._drawn[name][index]
-            done.append(index)
-            read = _patches(conv, x, drawn)
-            missing = self._wanted[name][index] - output.flatten(2)[:, :, drawn].transpose(1, 2).flatten(0, 1)
-            read = torch.cat([read, torch.ones(len(read), 1)], 1).double()
-            square, cross = read.T @ read, read.T @ missing.double()
-            known = sums.setdefault(name, [torch.zeros_like(square), torch.zeros_like(cross)])
-            known[0] += square
-            known[1] += cross
-
-        hooks = []
-        for name in names:
-            done: list[int] = []
-            hooks.append(model.get_submodule(name).register_forward_hook(
-                lambda conv, inputs, output, name=name, done=done: add(name, conv, inputs[0], output, done)
-            ))  # fmt: skip
-        _run(model, self._batches, hooks)
+        for seen, wanted in zip(_seen(model, names, self._batches), self._wanted, strict=True):
+            for name, (x, output) in seen.items():
+                drawn, whole = wanted[name]
+                read = _patches(model.get_submodule(name), x, drawn)
+                read = torch.cat([read, torch.ones(len(read), 1)], 1).double()
+                missing = (whole - _rows(output.flatten(2), drawn)).double()
+                square, cross = read.T @ read, read.T @ missing
+                known = sums.setdefault(name, [torch.zeros_like(square), torch.zeros_like(cross)])
+                known[0] += square
+                known[1] += cross
         for name, (square, cross) in sums.items():
-            damping = torch.full((len(square),), _DAMPING * float(square.diagonal()[:-1].mean()) + 1e-12)
-            damping[-1] = 1e-12  # of the shift, which nothing holds back
-            change = torch.linalg.solve(square + torch.diag(damping.double()), cross)
-            shift_(model, name, change[:-1].T, change[-1])
+            damping = square.diagonal()[:-1].mean() * _DAMPING * torch.ones(len(square), dtype=square.dtype) + 1e-12
+            damping[-1] = 1e-12  # of the bias, which nothing holds back
+            change = torch.linalg.solve(square + torch.diag(damping), cross)
+            _shift_(model, name, change[:-1].T, change[-1])
 
 
-def shift_(model: nn.Module, name: str, weight: Tensor, output: Tensor) -> None:
+def _shift_(model: nn.Module, name: str, weight: Tensor, output: Tensor) -> None:
     """Add to a convolution's weights, (o, i * area), and to what it computes, (o,)."""
     conv: Any = model.get_submodule(name)
     conv.weight.data += weight.reshape(conv.weight.shape).to(conv.weight)
@@ -84,17 +70,30 @@ def shift_(model: nn.Module, name: str, weight: Tensor, output: Tensor) -> None:
         norm.running_mean -= output.to(norm.running_mean)
 
 
-def _run(model: nn.Module, batches: Iterable[Tensor], hooks: Iterable[Any]) -> None:
+def _seen(model: nn.Module, names: Collection[str], batches: Iterable[Tensor]
+          ) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:  # fmt: skip
+    """For each batch what each of the convolutions has read and what it has computed, by name."""
+    found: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def keep(name: str, _module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        found[name] = inputs[0], output
+
+    hooks = [model.get_submodule(name).register_forward_hook(partial(keep, name)) for name in names]
     try:
-        with torch.no_grad():
-            for batch in batches:
+        for batch in batches:
+            with torch.no_grad():
                 model(batch)
+            yield found
     finally:
         for hook in hooks:
             hook.remove()
 
 
-def _patches(conv: nn.Conv2d, x: Tensor, drawn: Tensor) -> Tensor:
+def _patches(conv: Any, x: Tensor, drawn: Tensor) -> Tensor:
     """Input patches of a convolution at drawn output positions, (B * P, in_channels * area)."""
-    found = nn.functional.unfold(x, conv.kernel_size, conv.dilation, conv.padding, conv.stride)  # type: ignore[arg-type]
-    return found[:, :, drawn].transpose(1, 2).flatten(0, 1)
+    return _rows(nn.functional.unfold(x, conv.kernel_size, conv.dilation, conv.padding, conv.stride), drawn)
+
+
+def _rows(maps: Tensor, drawn: Tensor) -> Tensor:
+    """(B, C, H * W) at drawn positions, (B * P, C)."""
+    return maps[:, :, drawn].transpose(1, 2).flatten(0, 1)
