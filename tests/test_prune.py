@@ -312,7 +312,7 @@ def test_one_seed_gives_one_result_and_is_not_computed_again(obs, checkpoint, dr
     again = prune(checkpoint, PruneConfig(data=drawn, **CONFIG), out=tmp_path / "out")
     assert again.details == obs.details
     one, two = (yolo.load_checkpoint(made.path("pytorch")).model.state_dict() for made in (obs, again))
-    for name in one:  # seen once beside other work: the same widths and figures, and yet some weight of another last bit
+    for name in one:  # once, beside other work, a weight differed where widths and figures did not
         torch.testing.assert_close(one[name], two[name], rtol=2e-3, atol=1e-4)
     written = again.path("pytorch").stat().st_mtime_ns
     reused = prune(checkpoint, PruneConfig(data=drawn, **CONFIG), out=tmp_path / "out")

@@ -209,7 +209,7 @@ def allocate(
     return {name: mask.nonzero().flatten() for name, mask in alive.items()}
 
 
-_NEAR = 2  # times as many as a block has: as some go the others mostly become more important, those far off do not matter
+_NEAR = 2  # times as many as a block has; as some go, the others mostly become more important
 _JUMP = 4  # blocks that a unit may lose at once: a single one may lead to a width that costs more
 
 
