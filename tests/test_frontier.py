@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -142,32 +141,25 @@ class Study:
         def evaluate(artifact: Artifact, config: EvaluateConfig, *, runtime: Any, out: Path) -> AccuracyRecord:
             record = self.bench.evaluate(artifact, config, runtime=runtime, out=out)
             assert config.imgsz is not None
-            value = SIZES[config.imgsz][1] + (self.ours if artifact.name.startswith("pruned") else 0)
+            value = SIZES[config.imgsz][1] + (self.ours if "ours" in str(out) else 0)
             hits(round(value * 100)).save(out / record.matches)
             record = record.model_copy(update={"map50": value, "map50_95": value / 2, "images": 100})
             record.save(out / f"{artifact.name}-{runtime}.json")
             return record
 
-        def choose(curves: Any, *, recovered: float, budget_ms: float) -> Any:
-            if budget_ms < 5:
-                raise BoundsError("no input size and widths reach this latency")
-            return SimpleNamespace(imgsz=128, kept=0.8) if budget_ms < 10 else SimpleNamespace(imgsz=128, kept=1.0)
-
-        def apply(recipe: Recipe, chosen: Any, *, max_drop: float) -> Recipe:
-            return recipe.with_(imgsz=chosen.imgsz)
-
         def timer(models: Any, runs: int, threads: int) -> list[list[float]]:
             first, *rest = models
             assert first[1] == "openvino-f32" and {name for _, name in rest} == {"openvino-int8"}
             self.timed = [artifact.root.parents[1].name for artifact, _ in rest]
-            ms = [8.0 if name.startswith("ours") else SIZES[int(name.split("-")[1])][0] for name in self.timed]
+            ms = [SIZES[int(size)][0] * (0.75 if kind == "ours" else 1) for kind, size in map(split, self.timed)]
             return [[28.0] * runs, *([value] * runs for value in ms)]
 
-        return Tools(
-            stages=replace(self.bench.stages(), evaluate=evaluate),
-            measure=lambda recipe, *, out: SimpleNamespace(fp32_ms=28.0),
-            choose=choose, apply=apply, timer=timer,
-        )  # fmt: skip
+        return Tools(stages=replace(self.bench.stages(), evaluate=evaluate), timer=timer)
+
+
+def split(name: str) -> tuple[str, str]:
+    kind, size = name.split("-")
+    return kind, size
 
 
 def hits(share: int) -> Matches:
@@ -181,28 +173,47 @@ def hits(share: int) -> Matches:
 @pytest.fixture
 def recipe(project: Any) -> Recipe:
     made: Recipe = project(imgsz=128)
-    return made.with_(search=SearchConfig(sizes=(64, 96), fractions=(0.5, 0.3, 0.1)))
+    return made.with_(search=SearchConfig(sizes=(64, 96), fractions=(0.5, 0.3, 0.22, 0.1)))
 
 
 @pytest.mark.parametrize(("ours", "verdict"), [(0.08, "pays"), (-0.3, "loses"), (-0.04, "cannot be told")])
 def test_the_curve_is_told_beside_its_rivals(recipe: Recipe, tmp_path: Path, ours: float, verdict: str) -> None:
     table = frontier(recipe, out=tmp_path / "study", tools=Study(ours).tools())
     rows = {row["name"]: row for row in table["rows"]}
-    assert list(rows) == ["stock 128", "stock 96", "stock 64", "ours 1/3.33"]  # 1/2 is stock's, 1/10 is out of reach
-    point = rows["ours 1/3.33"]
-    assert point["rival"] == "stock 96"  # the most accurate that is as fast; stock 128 takes 11 ms
+    assert list(rows) == ["stock 128", "stock 96", "stock 64", "ours 128", "ours 96", "ours 64"]
+    point = rows["ours 128"]
+    assert point["ms"] == 8.25 and point["rival"] == "stock 96"  # the most accurate as fast; stock 128 takes 11 ms
     assert point["gain"] == pytest.approx(100 * (SIZES[128][1] + ours - SIZES[96][1]))
     assert point["gain_interval"][0] <= point["gain"] <= point["gain_interval"][1]
-    assert any(verdict in line and "ours" in line for line in table["words"])
+    at = [(row["ms"], row["ours"], row["rival"]) for row in table["at"]]
+    assert at == [
+        (14.0, "stock 128", "stock 128"),  # INT8 alone is within 1/2
+        (pytest.approx(8.4), "ours 128", "stock 96"),
+        (pytest.approx(6.16), "ours 96", "stock 64"),
+        (pytest.approx(2.8), None, None),
+    ]
+    assert table["at"][0]["gain"] == 0 and table["at"][1]["gain"] == point["gain"] and table["at"][3]["gain"] is None
     assert table["words"][0] == "Precision: INT8 at 128 is 2.5 times as fast as FP32, and costs 0.0 points."
     assert table["words"][1].startswith("Input size: every step below 128 costs more")
-    assert any(line.startswith("1/10 of the latency: not reached") for line in table["words"])
+    told = table["words"][2:]
+    assert told[0] == "1/2 of the latency, 14.0 ms: INT8 alone is as fast; nothing is pruned."
+    assert "ours 128 has" in told[1] and verdict in told[1]
+    assert told[3].startswith("1/10 of the latency, 2.8 ms: not reached")
     kept = json.loads((tmp_path / "study" / "frontier.json").read_text())
     assert kept["words"] == table["words"] and len(kept["raw_ms"]["stock 64"]) == recipe.benchmark.runs
     page = (tmp_path / "study" / "frontier.md").read_text()
-    assert page == markdown(table) and "| ours 1/3.33 | 128 | 80% | 8.00 | 3.50 |" in page
+    assert page == markdown(table) and "| ours 128 | 128 | 8.25 | 3.39 |" in page
     svg = (tmp_path / "study" / "frontier.svg").read_text()
     assert svg.startswith("<svg") and "var(--" not in svg
+
+
+def test_ours_is_pruned_and_recovered_once(recipe: Recipe, tmp_path: Path) -> None:
+    study = Study(0.01)
+    frontier(recipe, out=tmp_path / "study", tools=study.tools())
+    assert [line for line in study.bench.worked if line.startswith(("prune", "recover"))] == [
+        "prune pruned",
+        "recover pruned",
+    ]
 
 
 def test_a_study_goes_on_where_it_was(recipe: Recipe, tmp_path: Path) -> None:
@@ -210,7 +221,7 @@ def test_a_study_goes_on_where_it_was(recipe: Recipe, tmp_path: Path) -> None:
     frontier(recipe, out=tmp_path / "study", tools=first.tools())
     frontier(recipe, out=tmp_path / "study", tools=second.tools())
     assert [line for line in second.bench.worked if line != "report"] == []
-    assert first.timed == ["stock-128", "stock-96", "stock-64", "ours-0.3"]
+    assert first.timed == ["stock-128", "stock-96", "stock-64", "ours-128", "ours-96", "ours-64"]
 
 
 def test_a_smaller_detector_is_a_rival(recipe: Recipe, tmp_path: Path) -> None:
@@ -223,3 +234,8 @@ def test_a_smaller_detector_is_a_rival(recipe: Recipe, tmp_path: Path) -> None:
 def test_a_frontier_needs_labels(recipe: Recipe, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="labelled data"):
         frontier(recipe.with_(data=None, images=tmp_path), out=tmp_path / "study", tools=Study(0.0).tools())
+
+
+def test_a_frontier_needs_pruning(recipe: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="what pruning is worth"):
+        frontier(recipe.with_(skip=("prune",)), out=tmp_path / "study", tools=Study(0.0).tools())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from itertools import islice
 from pathlib import Path
 
@@ -115,6 +116,19 @@ def test_the_best_weights_are_kept_not_the_last(tmp_path):
     assert (best, start, len(curve)) == (1.0, 5.0, 5)
     assert same(net.state_dict(), seen[2])
     assert not same(net.state_dict(), seen[4])
+
+
+class Slow(Pictures):
+    def __getitem__(self, index):
+        time.sleep(0.05)
+        return super().__getitem__(index)
+
+
+def test_waiting_for_pictures_is_part_of_the_time(tmp_path):
+    config = RecoverConfig(optimizer="adamw", steps=10, batch=3, checks=1)
+    curve, _, _ = fit_(Net(), Source(Slow(), SOURCE.collate), towards_one, judge, config, state=tmp_path / "state.pt",
+                       title="test")  # fmt: skip
+    assert curve[-1]["seconds"] > 0.9 * 10 * 3 * 0.05
 
 
 def test_nothing_better_leaves_the_weights_as_they_were(tmp_path):

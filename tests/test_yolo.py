@@ -282,3 +282,17 @@ def test_frozen_statistics_compute_the_same_outputs_and_gradients(tiny):
         assert torch.allclose(gradient, same_gradients[name], rtol=1e-2, atol=1e-3 * float(gradient.abs().max())), name
     yolo.freeze_statistics_(twin, False)
     assert [type(m) for m in twin.modules()] == [type(m) for m in tiny.modules()]
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_depthwise_block_has_the_same_gradients_under_autocast(stride):
+    block, _ = yolo.depthwise_and_pointwise(16, 16, 3, stride)
+    block.eval()
+    frozen = torch.nn.Sequential(copy.deepcopy(block))
+    yolo.freeze_statistics_(frozen)
+    pixels = torch.rand(2, 16, 12, 12)
+    block(pixels).square().mean().backward()
+    with torch.autocast("cpu", torch.bfloat16):
+        frozen(pixels).float().square().mean().backward()
+    wanted, got = block.conv.weight.grad, frozen[0].conv.weight.grad
+    assert torch.allclose(got, wanted, rtol=5e-2, atol=2e-2 * float(wanted.abs().max()))

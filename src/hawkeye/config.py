@@ -111,8 +111,8 @@ class RecoverConfig(StageConfig):
     """Wall clock for training, as 90s, 60m or 1.5h."""
     steps: Annotated[int, Field(ge=1)] | None = None
     """Stop after this many steps instead of by the clock; makes a run repeatable to the bit."""
-    batch: Annotated[int, Field(ge=1)] = 2
-    """Pictures per step; many small steps win over few large ones."""
+    batch: Annotated[int, Field(ge=1)] = 4
+    """Pictures per step; what a step costs beside its pictures is shared by them."""
     optimizer: Literal["muon", "adamw"] = "muon"
     """Muon with steps relative to each layer's own scale, or AdamW."""
     lr: Annotated[float, Field(gt=0)] = 1e-3

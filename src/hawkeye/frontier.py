@@ -1,8 +1,9 @@
 """The accuracy-latency curve of one detector: what this package makes of it, beside what it has to beat.
 
-The rivals are the original in INT8 at every input size, and a smaller detector likewise where one is given. Every point
-is an ordinary run of the pipeline in a folder of its own, so a study can be killed and goes on, and every point has a
-report. At the end all detectors are timed in turns.
+The rivals are the original in INT8 at every input size, and a smaller detector likewise where one is given. Ours is
+pruned and recovered once, as the recipe says, and its weights are read at every input size too: size costs no training,
+and one run says what widths are worth at every latency. Every point is an ordinary run of the pipeline in a folder of
+its own, so a study can be killed and goes on, and every point has a report. At the end all are timed in turns.
 """
 
 from __future__ import annotations
@@ -16,9 +17,8 @@ from typing import Any
 from hawkeye import environment, pipeline
 from hawkeye.artifact import Artifact, write_bytes, write_json
 from hawkeye.config import Recipe
-from hawkeye.errors import ConfigError, HawkeyeError
+from hawkeye.errors import ConfigError
 from hawkeye.evaluate import Matches, drop_interval
-from hawkeye.lazy import lazy
 from hawkeye.progress import say
 from hawkeye.records import AccuracyRecord
 from hawkeye.report_plots import alone, require
@@ -43,9 +43,6 @@ class Tools:
     """What does the work: the product's, or a test's."""
 
     stages: pipeline.Stages | None = None
-    measure: Callable[..., Any] = lazy("hawkeye.compress.search", "measure")
-    choose: Callable[..., Any] = lazy("hawkeye.compress.search", "choose")
-    apply: Callable[..., Recipe] = lazy("hawkeye.compress.search", "apply")
     timer: Timer = time_in_turns
 
 
@@ -59,8 +56,6 @@ class Point:
     run: RunDir
     artifact: Artifact
     accuracy: AccuracyRecord
-    budget_ms: float | None = None
-    kept: float = 1.0
     times: tuple[float, ...] = ()
 
     @property
@@ -84,7 +79,7 @@ def frontier(recipe: Recipe, *, out: Path, smaller: Path | None = None, tools: T
         tools: what does the work.
 
     Raises:
-        ConfigError: no model or no labelled data.
+        ConfigError: no model, no labelled data, or no pruning.
         HawkeyeError: a point could not be made; what was finished is kept.
     """
     require()
@@ -92,47 +87,42 @@ def frontier(recipe: Recipe, *, out: Path, smaller: Path | None = None, tools: T
     if recipe.model is None or recipe.data is None:
         raise ConfigError("a frontier needs a model and labelled data", got=f"{recipe.model}, {recipe.data}",
                           expected="MODEL and --data", mend="accuracy is half of the plot")  # fmt: skip
+    if "prune" in recipe.skip:
+        raise ConfigError("a frontier shows what pruning is worth", got=f"skip = {list(recipe.skip)}",
+                          expected="a recipe that prunes", mend="take prune out of --skip")  # fmt: skip
+    sizes = sorted({*recipe.search.sizes, recipe.imgsz}, reverse=True)
+    bare = recipe.with_(skip=tuple({*recipe.skip, "benchmark", "pictures"}), store=None,
+                        quantize=recipe.quantize.with_(mode="ptq"))  # fmt: skip
     points = []
     for kind, model in (("stock", recipe.model), *((("smaller", smaller),) if smaller else ())):
-        for size in sorted({*recipe.search.sizes, recipe.imgsz}, reverse=True):
-            stock = recipe.with_(
-                model=model, imgsz=size, model_sha256=None if kind == "smaller" else recipe.model_sha256,
-                skip=("benchmark", "pictures", "prune", "recover"), store=None,
-                quantize=recipe.quantize.with_(mode="ptq"),
-            )  # fmt: skip
-            points.append(_run(f"{kind} {size}", kind, stock, out / f"{kind}-{size}", tools))
+        points += _by_size(kind, model, bare, sizes, out, tools)
+    ours = _run(f"ours {recipe.imgsz}", "ours", bare, out / f"ours-{recipe.imgsz}", tools)
+    recovered = ours.run.recover if "recover" not in bare.skip else ours.run.prune
+    rest = [size for size in sizes if size != recipe.imgsz]
+    points += [ours, *_by_size("ours", Artifact.load(recovered).path("pytorch"), bare, rest, out, tools)]
     nominal = next(p for p in points if p.kind == "stock" and p.imgsz == recipe.imgsz)
     reference = Artifact.load(nominal.run.export("original"))
-    curves = tools.measure(recipe, out=out / "search")
-    missed = []
-    for fraction in recipe.search.fractions:
-        budget = fraction * curves.fp32_ms
-        try:
-            chosen = tools.choose(curves, recovered=recipe.search.recovered, budget_ms=budget)
-        except HawkeyeError as error:
-            say(f"1/{1 / fraction:.3g} of the latency is left out: {error.summary}")
-            missed.append(fraction)
-            continue
-        if chosen.kept >= 1:
-            say(f"1/{1 / fraction:.3g} of the latency: the stock detector at {chosen.imgsz} is the choice")
-            continue
-        ours = tools.apply(recipe, chosen, max_drop=recipe.gates.max_drop)
-        ours = ours.with_(skip=tuple({*ours.skip, "benchmark", "pictures"}), store=None)
-        point = _run(f"ours 1/{1 / fraction:.3g}", "ours", ours, out / f"ours-{fraction:g}", tools)
-        point.budget_ms, point.kept = budget, chosen.kept
-        points.append(point)
     runs, threads = recipe.benchmark.runs, recipe.benchmark.threads
     say(f"timing {len(points) + 1} detectors in turns")
     times = tools.timer([(reference, "openvino-f32"), *((p.artifact, "openvino-int8") for p in points)], runs, threads)
     for point, values in zip(points, times[1:], strict=True):
         point.times = tuple(values)
     fp32 = AccuracyRecord.load(nominal.run.accuracy / "original-openvino-f32.json")
-    table = _table(recipe, points, median(times[0]), fp32.map50, missed)
+    table = _table(recipe, points, median(times[0]), fp32.map50)
     raw = {"original FP32": times[0], **{point.name: point.times for point in points}}
     write_json(out / "frontier.json", {**table, "raw_ms": raw})
     write_bytes(out / "frontier.svg", alone(plot(table["rows"], table["fp32_ms"], table["fp32_map50"])).encode())
     write_bytes(out / "frontier.md", markdown(table).encode())
     return table
+
+
+def _by_size(kind: str, model: Path, recipe: Recipe, sizes: Sequence[int], out: Path, tools: Tools) -> list[Point]:
+    """A detector as it is at each input size, in INT8."""
+    recipe = recipe.with_(
+        model=model, model_sha256=recipe.model_sha256 if kind == "stock" else None,
+        skip=tuple({*recipe.skip, "prune", "recover"}),
+    )  # fmt: skip
+    return [_run(f"{kind} {size}", kind, recipe.with_(imgsz=size), out / f"{kind}-{size}", tools) for size in sizes]
 
 
 def _run(name: str, kind: str, recipe: Recipe, folder: Path, tools: Tools) -> Point:
@@ -143,29 +133,47 @@ def _run(name: str, kind: str, recipe: Recipe, folder: Path, tools: Tools) -> Po
                  AccuracyRecord.load(run.accuracy / f"{made}+int8-openvino-int8.json"))  # fmt: skip
 
 
-def _table(recipe: Recipe, points: Sequence[Point], fp32_ms: float, fp32_map50: float,
-           missed: Sequence[float]) -> dict[str, Any]:  # fmt: skip
+def _table(recipe: Recipe, points: Sequence[Point], fp32_ms: float, fp32_map50: float) -> dict[str, Any]:
     rows = []
     for point in points:
         row: dict[str, Any] = {
-            "name": point.name, "kind": point.kind, "imgsz": point.imgsz, "kept": point.kept, "ms": point.ms,
+            "name": point.name, "kind": point.kind, "imgsz": point.imgsz, "ms": point.ms,
             "times_as_fast": fp32_ms / point.ms, "map50": point.accuracy.map50, "map50_95": point.accuracy.map50_95,
-            "params": point.artifact.params, "rival": None, "gain": None, "gain_interval": None,
+            "params": point.artifact.params,
         }  # fmt: skip
         if point.kind == "ours":
-            limit = max(point.ms, point.budget_ms or 0.0) * _NEAR
-            rivals = [p for p in points if p.kind != "ours" and p.ms <= limit]
-            if rivals:
-                rival = max(rivals, key=lambda p: p.accuracy.map50)
-                low, high = drop_interval(point.matches, rival.matches)
-                row |= {"rival": rival.name, "gain": 100 * (point.accuracy.map50 - rival.accuracy.map50),
-                        "gain_interval": (low, high)}  # fmt: skip
+            row |= _against(point, _best(points, point.ms * _NEAR))
         rows.append(row)
-    table = {"schema_version": 1, "imgsz": recipe.imgsz, "fp32_ms": fp32_ms, "fp32_map50": fp32_map50,
-             "images": points[0].accuracy.images, "dataset": points[0].accuracy.dataset, "rows": rows,
-             "missed": list(missed), "threads": recipe.benchmark.threads or environment.cpu_count(),
+    ours, full = ([p for p in points if p.kind == kind] for kind in ("ours", "stock"))
+    at = []
+    for fraction in recipe.search.fractions:
+        budget = fraction * fp32_ms
+        # What INT8 alone reaches needs no pruning; otherwise size gives what widths have left to do.
+        fits = [p for p in (full[0], *ours) if p.ms <= budget]
+        chosen = fits[0] if fits else None
+        row = {"fraction": fraction, "ms": budget, "ours": chosen.name if chosen else None}
+        at.append(row | _against(chosen, _best(points, budget)))
+    table = {"schema_version": 2, "imgsz": recipe.imgsz, "fp32_ms": fp32_ms, "fp32_map50": fp32_map50,
+             "images": points[0].accuracy.images, "dataset": points[0].accuracy.dataset, "rows": rows, "at": at,
+             "threads": recipe.benchmark.threads or environment.cpu_count(),
              "environment": environment.describe()}  # fmt: skip
     return {**table, "words": words(table)}
+
+
+def _best(points: Sequence[Point], ms: float) -> Point | None:
+    """The most accurate rival of at most this latency."""
+    rivals = [p for p in points if p.kind != "ours" and p.ms <= ms]
+    return max(rivals, key=lambda p: p.accuracy.map50, default=None)
+
+
+def _against(point: Point | None, rival: Point | None) -> dict[str, Any]:
+    """Points of mAP@0.5 above a rival, with the interval of a paired comparison; None where either is missing."""
+    if point is None or rival is None:
+        return {"rival": rival.name if rival else None, "gain": None, "gain_interval": None}
+    if point is rival:
+        return {"rival": rival.name, "gain": 0.0, "gain_interval": (0.0, 0.0)}
+    gain = 100 * (point.accuracy.map50 - rival.accuracy.map50)
+    return {"rival": rival.name, "gain": gain, "gain_interval": drop_interval(point.matches, rival.matches)}
 
 
 def words(table: dict[str, Any]) -> list[str]:
@@ -189,19 +197,19 @@ def words(table: dict[str, Any]) -> list[str]:
     if smaller:
         said.append("The smaller detector pays at " + ", ".join(f"{r['imgsz']} ({r['ms']:.1f} ms)" for r in wins) + "."
                     if wins else "The smaller detector pays nowhere.")  # fmt: skip
-    for row in rows:
-        if row["kind"] != "ours":
-            continue
-        what = f"{row['name']}: {row['imgsz']} pixels and {row['kept']:.0%} of the latency there, {row['ms']:.1f} ms"
-        if row["gain"] is None:
-            said.append(f"{what}: no rival is as fast.")
-            continue
-        low, high = row["gain_interval"]
-        verdict = "pays" if low > 0 else "loses" if high < 0 else "cannot be told from the rival"
-        interval = f"{row['gain']:+.1f} points [{low:.1f}, {high:.1f}]"
-        said.append(f"{what}: {interval} against {row['rival']}: pruning {verdict}.")
-    for fraction in table["missed"]:
-        said.append(f"1/{1 / fraction:.3g} of the latency: not reached by any size and widths tried.")
+    for row in table["at"]:
+        what = f"1/{1 / row['fraction']:.3g} of the latency, {row['ms']:.1f} ms"
+        if row["ours"] is None:
+            said.append(f"{what}: not reached by any size tried.")
+        elif row["gain"] is None:
+            said.append(f"{what}: {row['ours']}; no rival is as fast.")
+        elif row["ours"] == f"stock {nominal}":
+            said.append(f"{what}: INT8 alone is as fast; nothing is pruned.")
+        else:
+            low, high = row["gain_interval"]
+            verdict = "pays" if low > 0 else "loses" if high < 0 else "cannot be told from the rival"
+            said.append(f"{what}: {row['ours']} has {row['gain']:+.1f} points [{low:.1f}, {high:.1f}] against "
+                        f"{row['rival']}: pruning {verdict}.")  # fmt: skip
     return said
 
 
@@ -212,14 +220,14 @@ def markdown(table: dict[str, Any]) -> str:
         "",
         "![plot](frontier.svg)",
         "",
-        "| detector | input | latency kept | ms | times as fast | mAP@0.5 | mAP@0.5:0.95 | against the best rival |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
-        f"| original, FP32 | {table['imgsz']} | | {table['fp32_ms']:.2f} | 1.00 | {table['fp32_map50']:.3f} | | |",
+        "| detector | input | ms | times as fast | mAP@0.5 | mAP@0.5:0.95 | against the best rival |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+        f"| original, FP32 | {table['imgsz']} | {table['fp32_ms']:.2f} | 1.00 | {table['fp32_map50']:.3f} | | |",
     ]
     for r in sorted(table["rows"], key=lambda r: -r["ms"]):
-        gain = "" if r["gain"] is None else \
+        gain = "" if r.get("gain") is None else \
             f"{r['gain']:+.1f} [{r['gain_interval'][0]:.1f}, {r['gain_interval'][1]:.1f}], {r['rival']}"  # fmt: skip
-        lines.append(f"| {r['name']} | {r['imgsz']} | {r['kept']:.0%} | {r['ms']:.2f} | {r['times_as_fast']:.2f} "
+        lines.append(f"| {r['name']} | {r['imgsz']} | {r['ms']:.2f} | {r['times_as_fast']:.2f} "
                      f"| {r['map50']:.3f} | {r['map50_95']:.3f} | {gain} |")  # fmt: skip
     where = table["environment"]
     lines += ["", *(f"- {line}" for line in table["words"]), ""]

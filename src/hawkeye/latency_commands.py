@@ -65,10 +65,10 @@ def frontier(
     smaller: Annotated[Path | None, Parameter(help="A smaller detector of the same classes, as another rival.")] = None,
     json: Json = False,
 ) -> None:
-    """Draw the accuracy-latency curve: this detector pruned to several latencies, beside its stock rivals in INT8.
+    """Draw the accuracy-latency curve: this detector compressed, beside itself in INT8, both at several input sizes.
 
     Each point is an ordinary run in a folder of its own; start the same command again after an interruption. Takes the
-    options of `optimize`; `search` in a recipe says which sizes and latencies.
+    options of `optimize`; `search` in a recipe says which sizes, and which latencies the curves are compared at.
 
     For example:
 
@@ -81,7 +81,7 @@ def frontier(
         print(as_json(found))
         return
     rows = sorted(found["rows"], key=lambda row: -row["ms"])
-    print(table(rows, ("name", "imgsz", "kept", "ms", "times_as_fast", "map50", "gain", "rival"), digits=3))
+    print(table(rows, ("name", "imgsz", "ms", "times_as_fast", "map50", "gain", "rival"), digits=3))
     for line in found["words"]:
         print(f"- {line}")
     print(f"plot: {out / 'frontier.svg'}")

@@ -21,7 +21,7 @@ from hawkeye import artifact, keys
 from hawkeye.artifact import Artifact
 from hawkeye.compress import activations, training_data, yolo
 from hawkeye.compress.device import claim
-from hawkeye.compress.distance import agreement, distillation_loss
+from hawkeye.compress.distance import agreement, distillation_loss, raw_maps
 from hawkeye.compress.training import Batch, Look, Objective, Source, first_rank, fit_, wait_for_all
 from hawkeye.compress.trunk import SharedTrunk, outputs_of, untouched
 from hawkeye.config import RecoverConfig
@@ -137,7 +137,7 @@ def distillation(
         with outputs_of(model, [*kept, *(trunk.maps if trunk else ())]) as mine:
             got = student(pixels)
         with torch.no_grad(), torch.autocast(config.device, torch.bfloat16), outputs_of(original, kept) as theirs:
-            wanted = (trunk.teach(mine) if trunk else original(pixels))[1]
+            wanted = raw_maps(trunk.teach(mine) if trunk else original(pixels))
         student_maps = {**got, "feats": [mine[name] / gains[name] for name in kept]}
         teacher_maps = {**wanted, "feats": [theirs[name] for name in kept]}
         loss = distillation_loss(student_maps, teacher_maps, config.features, list(kept.values()))
@@ -237,7 +237,7 @@ def _labelled_loss(detection: Callable[[Any, Any], Tensor], raw: dict[str, Any],
 
 
 def _pixels(images: Tensor) -> Tensor:
-    return images.float().div_(255).contiguous(memory_format=torch.channels_last)
+    return images.contiguous(memory_format=torch.channels_last).float().div_(255)  # bytes are moved, not floats
 
 
 def all_features(model: nn.Module, device: str) -> dict[str, Tensor]:
@@ -247,8 +247,10 @@ def all_features(model: nn.Module, device: str) -> dict[str, Tensor]:
 
 
 def _frozen(model: nn.Module, device: str) -> nn.Module:
-    """As a teacher: BatchNorm folded, on the device."""
-    return yolo.folded(model).requires_grad_(False).eval().to(device, memory_format=torch.channels_last)
+    """As a teacher: BatchNorm folded, weights in bfloat16 once for all steps, boxes not decoded."""
+    frozen = yolo.folded(model).requires_grad_(False).eval().to(torch.bfloat16)
+    frozen.model[-1].train()  # the head has no BatchNorm any more
+    return frozen.to(device, memory_format=torch.channels_last)
 
 
 def _check_teacher(teacher: nn.Module, student: nn.Module, named: Artifact) -> None:

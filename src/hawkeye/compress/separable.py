@@ -40,10 +40,10 @@ def convolutions(model: nn.Module) -> list[str]:
     """
     kinds = [type(layer).__name__ for layer in model.model]
     neck = range(kinds.index("SPPF") + 1 if "SPPF" in kinds else len(kinds), len(kinds) - 1)
-    halving = [index for index in neck if _full(model.model[index])]
+    halving = [index for index in neck if any(getattr(m, "stride", 1) == (2, 2) for m in model.model[index].modules())]
     late = [f"model.{index}." for index in neck if halving and index > halving[-1]]
     behind = [name for name, module in model.named_modules() if name.startswith(tuple(late)) and _full(module)]
-    return [f"model.{index}" for index in halving] + behind + of_head(model)
+    return [f"model.{index}" for index in halving if _full(model.model[index])] + behind + of_head(model)
 
 
 def of_head(model: nn.Module) -> list[str]:
@@ -94,9 +94,9 @@ def choose(model: nn.Module, fits: Mapping[str, Sequence[Fit]], moments: Mapping
     """What to separate and how, so that with the channels that still have to go the network is nearest to the original.
 
     What a convolution saves, no channel has to pay for, and the other way round. Beginning with one filter a channel in
-    all of the head, one block after another is changed, the most damaged first, and stays so if the network, pruned in
-    one step, is better for it. The damage in the units of OBS would not do: that of class branches is mostly to scores
-    of background, and networks with less of it in sum were worse.
+    all of the head, one block after another is changed by a filter, the most damaged first, and stays so if the
+    network, pruned in one step, is better for it. The damage in the units of OBS would not do: that of class branches
+    is mostly to scores of background, and networks with less of it in sum were worse.
 
     Args:
         model: detector in eval mode whose C2f are split; not changed.
@@ -132,12 +132,18 @@ def choose(model: nn.Module, fits: Mapping[str, Sequence[Fit]], moments: Mapping
     order = sorted(range(len(names)), key=lambda index: -fits[names[index]][0].damage)
     hopeless = set()
     for index in [*order, *order]:
-        tried = {(index, count) for count in range(len(fits[names[index]]) + 1) if count != chosen[index]} - hopeless
-        for _, count in sorted(tried):
-            changed = (*chosen[:index], count, *chosen[index + 1 :])
-            if distance(changed) > _HOPELESS * distance(chosen):
-                hopeless.add((index, count))
-            chosen = min(chosen, changed, key=distance)
+        closeness = [*range(1, len(fits[names[index]]) + 1), 0]  # to the convolution itself, which is the costliest too
+        for step in (1, -1):
+            # As long as it helps: no network tried was better two steps away and worse one step away.
+            while 0 <= (place := closeness.index(chosen[index]) + step) < len(closeness):
+                changed = (*chosen[:index], closeness[place], *chosen[index + 1 :])
+                if (index, closeness[place]) in hopeless:
+                    break
+                if distance(changed) > _HOPELESS * distance(chosen):
+                    hopeless.add((index, closeness[place]))
+                if distance(changed) >= distance(chosen):
+                    break
+                chosen = changed
         advance(1)
     return used(chosen)
 

@@ -145,14 +145,14 @@ def fit_(
         _Keyed(source.dataset),
         batch_sampler=_Endless(lambda: _batches(len(source.dataset), config.batch, config.seed, loop.step,
                                                 fabric.global_rank, world)),
-        collate_fn=source.collate, num_workers=loaders(config.device))  # fmt: skip
+        collate_fn=source.collate, num_workers=loaders(config.device), worker_init_fn=_give_way,
+        prefetch_factor=6)  # fmt: skip
     total = config.steps or config.budget
     with progress(title, total, done=min(loop.done(), total)) as bar:
         before = loop.done()
-        for batch in data:
-            if loop.progress() >= 1:
-                break
-            loss = loop.update(objective, batch)
+        batches = iter(data)
+        while loop.progress() < 1:
+            loss = loop.update(objective, batches)
             lost = loop.diverged(loss)
             if not lost and (loop.progress() >= loop.next_check() or loop.progress() >= 1):
                 # One figure for all ranks, or one could go back alone and leave the others waiting.
@@ -199,6 +199,14 @@ class _Endless:
         return self._make()
 
 
+def _give_way(_worker: int) -> None:
+    """Pictures are prepared while training leaves a core alone, some steps ahead.
+
+    A thread that has to share its core keeps all the others of its step waiting.
+    """
+    os.nice(19)
+
+
 class _Loop:
     """Weights, optimizer and bookkeeping of one training run."""
 
@@ -241,9 +249,10 @@ class _Loop:
     def next_check(self) -> float:
         return len(self.curve) / self.config.checks
 
-    def update(self, objective: Objective, batch: Batch) -> float:
-        """One optimizer step; returns the loss."""
+    def update(self, objective: Objective, batches: Iterator[Batch]) -> float:
+        """One optimizer step; returns the loss. Waiting for pictures is part of its time."""
         began = time.monotonic()
+        batch = next(batches)
         frozen_head = self.progress() < self.config.head_frozen
         for group in self.optimizer.param_groups:
             group["lr"] = 0.0 if frozen_head and group["head"] else self.rate
@@ -271,14 +280,11 @@ class _Loop:
 
     def _follow(self) -> None:
         decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
+        slow, fast = self.average.state_dict(), self.raw.state_dict()
+        averaged = [name for name, value in slow.items() if value.dtype.is_floating_point and name not in self.exact]
         with torch.no_grad():
-            for (name, slow), fast in zip(
-                self.average.state_dict().items(), self.raw.state_dict().values(), strict=True
-            ):
-                if slow.dtype.is_floating_point and name not in self.exact:
-                    slow.lerp_(fast.to(slow.dtype), 1 - decay)
-                else:
-                    slow.copy_(fast)
+            torch._foreach_lerp_([slow.pop(n) for n in averaged], [fast.pop(n) for n in averaged], 1 - decay)
+            torch._foreach_copy_(list(slow.values()), list(fast.values()))
 
     def diverged(self, loss: float) -> bool:
         if not math.isfinite(loss):

@@ -294,7 +294,13 @@ class _Frozen:
         assert self.bn.running_var is not None and self.bn.running_mean is not None
         scale = self.bn.weight * (self.bn.running_var + self.bn.eps).rsqrt()
         bias = self.bn.bias - self.bn.running_mean * scale
-        out: Tensor = self.act(self.conv._conv_forward(x, self.conv.weight * scale.view(-1, 1, 1, 1), bias))
+        kernel = self.conv.weight * scale.view(-1, 1, 1, 1)
+        if x.device.type == "cpu" and self.conv.groups > 1 and self.conv.stride != (1, 1):
+            # oneDNN has no bfloat16 gradient for these but its reference code: 10 ms against 0.7 at 64 x 80 x 80.
+            with torch.autocast("cpu", enabled=False):
+                out: Tensor = self.act(self.conv._conv_forward(x.float(), kernel, bias))
+        else:
+            out = self.act(self.conv._conv_forward(x, kernel, bias))
         return out
 
 
