@@ -78,7 +78,7 @@ def distillation_loss(student: dict[str, Any], teacher: dict[str, Any], features
     loss = classes + (divergence * believed).sum() / unit
     if features:
         for mine, theirs, index in zip(student["feats"], teacher["feats"], kept, strict=True):
-            # As the student's maps lie in memory: two layouts in one operation cost ten times one, here and backwards.
+            # As the student's maps lie in memory: gradients of two layouts take 15 times as long to add up as of one.
             wanted = theirs[:, index].contiguous(memory_format=torch.channels_last).float()
             loss = loss + features * F.mse_loss(mine.float(), wanted) / wanted.var().clamp_min(1e-6) / len(kept)
     return loss
