@@ -196,9 +196,9 @@ def test_the_curve_is_told_beside_its_rivals(recipe: Recipe, tmp_path: Path, our
     assert table["words"][0] == "Precision: INT8 at 128 is 2.5 times as fast as FP32, and costs 0.0 points."
     assert table["words"][1].startswith("Input size: every step below 128 costs more")
     told = table["words"][2:]
-    assert told[0] == "1/2 of the latency, 14.0 ms: INT8 alone is as fast; nothing is pruned."
+    assert told[0] == "0.5 of the latency, 14.0 ms: INT8 alone is as fast; nothing is pruned."
     assert "ours 128 has" in told[1] and verdict in told[1]
-    assert told[3].startswith("1/10 of the latency, 2.8 ms: not reached")
+    assert told[3].startswith("0.1 of the latency, 2.8 ms: not reached")
     kept = json.loads((tmp_path / "study" / "frontier.json").read_text())
     assert kept["words"] == table["words"] and len(kept["raw_ms"]["stock 64"]) == recipe.benchmark.runs
     page = (tmp_path / "study" / "frontier.md").read_text()

@@ -198,7 +198,7 @@ def words(table: dict[str, Any]) -> list[str]:
         said.append("The smaller detector pays at " + ", ".join(f"{r['imgsz']} ({r['ms']:.1f} ms)" for r in wins) + "."
                     if wins else "The smaller detector pays nowhere.")  # fmt: skip
     for row in table["at"]:
-        what = f"1/{1 / row['fraction']:.3g} of the latency, {row['ms']:.1f} ms"
+        what = f"{row['fraction']:.3g} of the latency, {row['ms']:.1f} ms"
         if row["ours"] is None:
             said.append(f"{what}: not reached by any size tried.")
         elif row["gain"] is None:
