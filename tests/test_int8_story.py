@@ -100,9 +100,10 @@ def watched(*args, **more):
     told.append(result[1])
     return result
 
-def broken(loop, objective, batch):
+def broken(loop, objective, batches):
+    batch = next(batches)
     seen.append(len(batch["img"]))
-    loss = update(loop, objective, batch)
+    loss = update(loop, objective, iter([batch]))
     return math.nan if loop.step == 3 else loss  # as all would see it, since losses are averaged over the processes
 
 qat.train, training._Loop.update = watched, broken

@@ -30,13 +30,13 @@ def program():
 
 def test_recipes_are_trained_evaluated_and_not_trained_again(program, pruned, original, scenes, tmp_path, capsys):  # noqa: F811
     words = [str(pruned.root), "--original", str(original.root), "--data", str(scenes), "--out", str(tmp_path),
-             "--steps", "4", "--checks", "2", "--evaluate", "--try", "batch=4", "labels=0", "--try"]  # fmt: skip
+             "--steps", "4", "--checks", "2", "--evaluate", "--try", "batch=2", "labels=0", "--try"]  # fmt: skip
     program.main(words)
     text = capsys.readouterr().out
     *lines, told = text.strip().splitlines()
     assert [line.split(" | ")[:3] for line in lines[2:4]] == [
-        ["| batch=4 labels=0", "4", "16"],
-        ["| defaults", "4", "8"],
+        ["| batch=2 labels=0", "4", "8"],
+        ["| defaults", "4", "16"],
     ]
     rows = json.loads(told)["rows"]
     for row in rows:

@@ -174,6 +174,8 @@ def frontier(rows: Sequence[Mapping[str, Any]], fp32_ms: float, fp32_map50: floa
     }
 
     def paint(figure: Figure) -> None:
+        from matplotlib.ticker import LogLocator, NullLocator
+
         axes = figure.add_subplot()
         axes.plot([fp32_ms], [fp32_map50], "D", color=_INK, label="original in FP32")
         for kind, (label, name, marker) in kinds.items():
@@ -182,8 +184,15 @@ def frontier(rows: Sequence[Mapping[str, Any]], fp32_ms: float, fp32_map50: floa
                 axes.plot(
                     [p[0] for p in points], [p[1] for p in points], marker=marker, color=_MODELS[name], label=label
                 )
+                # The curves lie close together: sizes above one, below the others.
+                place, side = ((-4, 4), "right") if kind == "ours" else ((4, -10), "left")
                 for x, y, size in points:
-                    axes.annotate(str(size), (x, y), (3, -11), textcoords="offset points", fontsize=7, color=_SOFT)
+                    axes.annotate(str(size), (x, y), place, textcoords="offset points", fontsize=7, color=_SOFT,
+                                  ha=side)  # fmt: skip
+        axes.set_xscale("log")  # equal ratios of speed are equally far apart
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlabel("median latency, ms (left is faster)")
         axes.set_ylabel("mAP@0.5")
         figure.legend(loc="outside lower center", ncols=2)
