@@ -33,3 +33,11 @@ def loaders(device: str) -> int:
     """Processes that prepare pictures. On a CPU they take cores from training, so one; a GPU waits for them."""
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return 1 if device == "cpu" else max(1, min(_MOST_LOADERS, (os.cpu_count() or 1) // local - 1))
+
+
+def give_way(_worker: int) -> None:
+    """Pictures are prepared while training leaves a core alone, some steps ahead.
+
+    A thread that has to share its core keeps all the others of its step waiting.
+    """
+    os.nice(19)

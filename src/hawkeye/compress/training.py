@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from hawkeye import artifact
-from hawkeye.compress.device import loaders
+from hawkeye.compress.device import give_way, loaders
 from hawkeye.compress.optimizer import RelativeMuon
 from hawkeye.config import RecoverConfig
 from hawkeye.errors import ConfigError, DivergenceError, MissingExtraError
@@ -145,7 +145,7 @@ def fit_(
         _Keyed(source.dataset),
         batch_sampler=_Endless(lambda: _batches(len(source.dataset), config.batch, config.seed, loop.step,
                                                 fabric.global_rank, world)),
-        collate_fn=source.collate, num_workers=loaders(config.device), worker_init_fn=_give_way,
+        collate_fn=source.collate, num_workers=loaders(config.device), worker_init_fn=give_way,
         prefetch_factor=6)  # fmt: skip
     total = config.steps or config.budget
     with progress(title, total, done=min(loop.done(), total)) as bar:
@@ -197,14 +197,6 @@ class _Endless:
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         return self._make()
-
-
-def _give_way(_worker: int) -> None:
-    """Pictures are prepared while training leaves a core alone, some steps ahead.
-
-    A thread that has to share its core keeps all the others of its step waiting.
-    """
-    os.nice(19)
 
 
 class _Loop:
