@@ -21,7 +21,7 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def bernoulli_divergence(student: Tensor, teacher: Tensor) -> Tensor:
-    """What the cross-entropy against a teacher is above its least; logits (B, ...) of both. No gradient to the latter."""
+    """What the cross-entropy against a teacher is above its least; logits (B, ...) of both. It gets no gradient."""
     found: Tensor = _Summed.apply(student, teacher, True)
     return found
 

@@ -220,6 +220,7 @@ class _Loop:
         self.best = _copy(model.state_dict())
         self.good: dict[str, Any] = self._snapshot()
         self.gave_up = False
+        self._pairs: list[list[Tensor]] | None = None  # of the averaged weights and the trained ones
         self._saved = time.monotonic()
 
     @property
@@ -272,11 +273,15 @@ class _Loop:
 
     def _follow(self) -> None:
         decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
-        slow, fast = self.average.state_dict(), self.raw.state_dict()
-        averaged = [name for name, value in slow.items() if value.dtype.is_floating_point and name not in self.exact]
+        if self._pairs is None:  # asking both networks for their state takes longer than to average it
+            slow, fast = self.average.state_dict(), self.raw.state_dict()
+            names = [n for n, value in slow.items() if value.dtype.is_floating_point and n not in self.exact]
+            rest = [n for n in slow if n not in set(names)]
+            self._pairs = [[network[n] for n in part] for part in (names, rest) for network in (slow, fast)]
+        averaged, trained, copies, exact = self._pairs
         with torch.no_grad():
-            torch._foreach_lerp_([slow.pop(n) for n in averaged], [fast.pop(n) for n in averaged], 1 - decay)
-            torch._foreach_copy_(list(slow.values()), list(fast.values()))
+            torch._foreach_lerp_(averaged, trained, 1 - decay)
+            torch._foreach_copy_(copies, exact)
 
     def diverged(self, loss: float) -> bool:
         if not math.isfinite(loss):
@@ -309,6 +314,7 @@ class _Loop:
         if change is not None:
             change(self.raw)
             change(self.average)
+            self._pairs = None
             self.good = self._snapshot()
         self.step, self.elapsed = step, elapsed  # the clock runs on, and the bad batch is not met again
         self.scale *= 0.5

@@ -14,6 +14,8 @@ from hawkeye.compress.yolo import Mosaic, YOLODataset
 from hawkeye.data import read_labels
 from hawkeye.errors import DataError
 
+_BUFFER_BYTES = 512 * 2**20  # of decoded pictures that each loading process keeps
+
 
 class _TrainingSet(YOLODataset):
     """Ultralytics' data set over an explicit list of pictures: writes nothing beside them, needs no labels."""
@@ -21,6 +23,8 @@ class _TrainingSet(YOLODataset):
     def __init__(self, images: Sequence[Path], names: Sequence[str], *, labelled: bool, **kwargs: Any) -> None:
         self._images, self._names, self._labelled = list(images), names, labelled
         super().__init__(img_path="", data={"names": dict(enumerate(names))}, task="detect", **kwargs)
+        if self.augment:  # stock keeps 128 pictures decoded, of which a third of the time of all reading is left
+            self.max_buffer_length = min(self.ni, _BUFFER_BYTES // (3 * self.imgsz**2))
         # Stock loading reads, refreshes and deletes .npy files beside the pictures, which are not ours.
         nowhere = Path(os.environ["YOLO_CONFIG_DIR"]) / "never-written"
         self.npy_files = [nowhere / f"{i}.npy" for i in range(self.ni)]
