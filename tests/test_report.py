@@ -16,7 +16,7 @@ from hawkeye.config import GateConfig, PruneConfig, Recipe
 from hawkeye.errors import MissingExtraError, ModelError, RunDirError
 from hawkeye.records import AccuracyRecord, ClassAccuracy, LatencyRecord, LatencyRow, Percentiles
 from hawkeye.report import ROWS, collect, report
-from hawkeye.report_text import markdown, one_line, show_drop
+from hawkeye.report_text import markdown, one_line, recovery_notes, show_drop
 
 pytest.importorskip("matplotlib", reason="the report needs the [report] extra")
 
@@ -381,3 +381,13 @@ def test_without_matplotlib_nothing_is_written(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(MissingExtraError, match=r"hawkeye\[report\]"):
         report(tmp_path, interval=interval)
     assert not list(tmp_path.glob("report.*"))
+
+
+@pytest.mark.parametrize(
+    ("held_out", "said"), [([0.4, 0.3, 0.35], False), ([0.002, 0.01, 0.004], True), ([0.4], False)]
+)
+def test_a_recovery_that_found_nothing_better_says_so(held_out, said):
+    notes = recovery_notes([{"step": step, "held_out": value} for step, value in enumerate(held_out)])
+    assert bool(notes) == said
+    assert all("0.0020 before, 0.0040 at best" in note for note in notes)
+    assert recovery_notes(None) == []

@@ -16,7 +16,7 @@ from hawkeye.compare import Interval
 from hawkeye.config import Recipe
 from hawkeye.errors import ConfigError, RunDirError
 from hawkeye.records import AccuracyRecord, LatencyRecord, LatencyRow, RuntimeName, load_all
-from hawkeye.report_text import headline, markdown, quantization_notes, runtime_notes
+from hawkeye.report_text import headline, markdown, quantization_notes, recovery_notes, runtime_notes
 
 SCHEMA_VERSION = 1
 ROWS = ("original", "original+int8", "pruned", "pruned+int8")
@@ -107,6 +107,7 @@ def collect(run: Path, *, interval: Interval | None = None, row: str | None = No
         "notes": notes,
     }
     notes += runtime_notes(rows, list(timed.values()), list(accuracy.values()))
+    notes += recovery_notes(result["curve"])
     notes += quantization_notes(result["int8"])
     result["headline"] = headline(result)
     return result

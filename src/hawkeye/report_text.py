@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from hawkeye.gates import GATE_TITLES, VERDICTS, figure
@@ -173,6 +173,16 @@ def runtime_notes(rows: list[dict[str, Any]], timed: list[LatencyRow], accuracy:
     if skipped:
         notes.append(f"{skipped} pictures could not be read and were skipped in every evaluation.")
     return notes
+
+
+def recovery_notes(curve: Sequence[Mapping[str, Any]] | None) -> list[str]:
+    """Says it where training has found nothing better than what it began with."""
+    held_out = [point["held_out"] for point in curve or () if point.get("held_out") is not None]
+    if len(held_out) < 2 or min(held_out[1:]) < held_out[0]:
+        return []
+    return [f"Recovery found no weights that are better on held-out training pictures (loss {held_out[0]:.4f} before, "
+            f"{min(held_out[1:]):.4f} at best): those of before were kept. A network as close as this one to its "
+            "original may do without (--skip recover), or takes a lower learning rate."]  # fmt: skip
 
 
 def quantization_notes(stories: dict[str, list[dict[str, Any]]]) -> list[str]:
