@@ -45,9 +45,9 @@ def distillation_loss(student: dict[str, Any], teacher: dict[str, Any], features
     if features:
         for mine, theirs, index in zip(student["feats"], teacher["feats"], kept, strict=True):
             # As the student's maps lie in memory: gradients of two layouts take 15 times as long to add up as of one,
-            # and those of `mse_loss` never lie channels-last.
+            # and those of `mse_loss` never lie channels-last. The norm's is one pass, that of a mean of squares three.
             wanted = theirs[:, index].contiguous(memory_format=torch.channels_last).float()
-            apart = (mine.float() - wanted).square().mean()
+            apart = torch.linalg.vector_norm(mine.float() - wanted).square() / wanted.numel()
             variance = wanted.square().mean() - wanted.mean().square()  # a third of the time of `var`
             loss = loss + features * apart / variance.clamp_min(1e-6) / len(kept)
     return loss
