@@ -46,7 +46,8 @@ class RelativeMuon(torch.optim.Optimizer):
         grads = [p.grad for p in params]
         for p in params:
             if not self.state[p]:
-                self.state[p].update({name: torch.zeros_like(p) for name in ("mean", "square")[: 2 - kernels]})
+                names = ("mean",) if kernels else ("mean", "square")
+                self.state[p].update({name: torch.zeros_like(p) for name in names})
         means = [self.state[p]["mean"] for p in params]
         torch._foreach_lerp_(means, grads, 1 - _BETA)
         if kernels:
