@@ -126,7 +126,7 @@ class RecoverConfig(StageConfig):
     teacher: Path | None = None
     """Checkpoint to learn from, such as a larger detector of the same classes; left out, the original."""
     labels: Annotated[float, Field(ge=0)] = 0.1
-    """Weight of the detection loss beside distillation, for labelled pictures."""
+    """Weight of the detection loss beside distillation, over half of the labelled pictures of each step."""
     features: Annotated[float, Field(ge=0)] = 4.0
     """Weight of the distance between what the trunk's blocks give, on the kept channels."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.99
@@ -174,7 +174,7 @@ class QuantizeConfig(StageConfig):
     ranges: Literal["trained", "frozen"] = "trained"
     """Whether training moves the calibrated ranges."""
     labels: Annotated[float, Field(ge=0)] = 0.1
-    """Weight of the detection loss beside distillation, for labelled pictures."""
+    """Weight of the detection loss beside distillation, over half of the labelled pictures of each step."""
     checks: Annotated[int, Field(ge=1)] = 10
     """How often training is judged on the held-out pictures."""
     save_every: Annotated[Seconds, Field(le=60)] = 40.0

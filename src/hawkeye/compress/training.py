@@ -8,7 +8,6 @@ so a resumed run sees what an uninterrupted one would have seen.
 from __future__ import annotations
 
 import copy
-import ctypes
 import io
 import math
 import os
@@ -24,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from hawkeye import artifact
-from hawkeye.compress.device import give_way, loaders
+from hawkeye.compress.device import give_way, keep_memory, loaders
 from hawkeye.compress.optimizer import RelativeMuon
 from hawkeye.config import RecoverConfig
 from hawkeye.errors import ConfigError, DivergenceError, MissingExtraError
@@ -124,7 +123,7 @@ def fit_(
     Raises:
         DivergenceError: three roll-backs have not helped and nothing is better than the start.
     """
-    _keep_memory()
+    keep_memory()
     world = int(os.environ.get("WORLD_SIZE", "1"))  # set by torchrun
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     # What a rescue takes out of use gets no gradient any more.
@@ -177,18 +176,6 @@ def fit_(
                               mend="lower --lr, or freeze the head first with head_frozen")  # fmt: skip
     model.load_state_dict(loop.best)
     return loop.curve, loop.best_score, loop.start_score
-
-
-def _keep_memory() -> None:
-    """Let glibc keep freed memory instead of giving it back to the kernel.
-
-    Every map of a training step is larger than the size from which glibc asks the kernel for fresh pages, which are
-    faulted in and zeroed each time: without that a step on two cores takes a sixth less time.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # absent outside glibc
-    if mallopt is not None:
-        mallopt(-4, 0)  # M_MMAP_MAX: from the heap, always
-        mallopt(-1, -1)  # M_TRIM_THRESHOLD: never shrink the heap
 
 
 class _Endless:

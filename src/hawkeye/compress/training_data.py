@@ -23,7 +23,7 @@ class _TrainingSet(YOLODataset):
     def __init__(self, images: Sequence[Path], names: Sequence[str], *, labelled: bool, **kwargs: Any) -> None:
         self._images, self._names, self._labelled = list(images), names, labelled
         super().__init__(img_path="", data={"names": dict(enumerate(names))}, task="detect", **kwargs)
-        if self.augment:  # stock keeps 128 pictures decoded, of which a third of the time of all reading is left
+        if self.augment:  # stock keeps 128; decoding the others again is a third of what reading pictures takes
             self.max_buffer_length = min(self.ni, _BUFFER_BYTES // (3 * self.imgsz**2))
         # Stock loading reads, refreshes and deletes .npy files beside the pictures, which are not ours.
         nowhere = Path(os.environ["YOLO_CONFIG_DIR"]) / "never-written"
