@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 
 from hawkeye.artifact import RECORD, Artifact, write_bytes
-from hawkeye.config import PruneConfig, Recipe
+from hawkeye.config import EvaluateConfig, PruneConfig, Recipe
 from hawkeye.demo import Steps, demo
 from hawkeye.errors import BoundsError, CheckpointError, ConfigError, DataError, InputError, RunDirError, StorageError
 from hawkeye.gates import gates_passed
 from hawkeye.pipeline import STAGES, RunResult, Stages, optimize
+from hawkeye.plan import make
 from hawkeye.rundir import check_space, open_run
 from pipeline_fakes import Bench, Killed
 
@@ -42,6 +43,16 @@ def test_every_stage_works_once_in_order_and_never_again(project: Any, tmp_path:
     bench.worked.clear()
     optimize(project(), out=tmp_path / "run", stages=bench.stages())
     assert bench.worked == ["report"]
+
+
+def test_other_runtimes_are_measured_where_they_are_asked_for(project: Any, tmp_path: Path) -> None:
+    bench = Bench()
+    recipe = project().with_(evaluate=EvaluateConfig(also=()))
+    optimize(recipe, out=tmp_path / "run", stages=bench.stages())
+    assert bench.worked == [line for line in ALL if not line.endswith(("onnxruntime", "pytorch-fp32"))]
+    steps = make(recipe, out=tmp_path / "other").steps
+    rows = (("original", "f32"), ("pruned", "f32"), ("original+int8", "int8"), ("pruned+int8", "int8"))
+    assert [s.name for s in steps if s.stage == "evaluate"] == [f"{row} openvino-{how}" for row, how in rows]
 
 
 @pytest.mark.parametrize("where", [s for s in ALL if not s.startswith(("benchmark", "report", "evaluate"))])

@@ -207,6 +207,8 @@ class EvaluateConfig(StageConfig):
     """Detections kept per picture."""
     threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads of the runtime; 0 takes all cores."""
+    also: tuple[Literal["onnxruntime", "pytorch-fp32"], ...] = ("onnxruntime", "pytorch-fp32")
+    """Where a run measures FP32 besides OpenVINO, whose figures are the table's, to show that they agree."""
 
 
 class BenchmarkConfig(StageConfig):

@@ -28,6 +28,7 @@ from hawkeye.runtime import load_runtime
 from hawkeye.timing import in_turns_ms
 
 _NEAR = 1.03  # of a latency: two detectors within the noise of timing count as equally fast
+_KINDS = ("stock", "smaller", "ours")
 _WORTH = 1.0  # points of mAP@0.5 that make a difference worth its words
 
 Timer = Callable[[Sequence[tuple[Artifact, Any]], int, int], list[list[float]]]
@@ -51,7 +52,7 @@ class Point:
     """A detector on the plot."""
 
     name: str
-    kind: str  # "stock", "smaller" or "ours"
+    kind: str  # of _KINDS
     imgsz: int
     run: RunDir
     artifact: Artifact
@@ -93,21 +94,24 @@ def frontier(recipe: Recipe, *, out: Path, smaller: Path | None = None, tools: T
     sizes = sorted({*recipe.search.sizes, recipe.imgsz}, reverse=True)
     bare = recipe.with_(skip=tuple({*recipe.skip, "benchmark", "pictures"}), store=None,
                         quantize=recipe.quantize.with_(mode="ptq"))  # fmt: skip
-    points = []
-    for kind, model in (("stock", recipe.model), *((("smaller", smaller),) if smaller else ())):
-        points += _by_size(kind, model, bare, sizes, out, tools)
-    ours = _run(f"ours {recipe.imgsz}", "ours", bare, out / f"ours-{recipe.imgsz}", tools)
-    recovered = ours.run.recover if "recover" not in bare.skip else ours.run.prune
     rest = [size for size in sizes if size != recipe.imgsz]
-    points += [ours, *_by_size("ours", Artifact.load(recovered).path("pytorch"), bare, rest, out, tools)]
-    nominal = next(p for p in points if p.kind == "stock" and p.imgsz == recipe.imgsz)
-    reference = Artifact.load(nominal.run.export("original"))
+    # One run makes both, the original and ours, at the size of the recipe.
+    run = _run(f"ours-{recipe.imgsz}", bare, out, tools)
+    recovered = run.recover if "recover" not in bare.skip else run.prune
+    points = [_point("stock", recipe, run, "original"), *_by_size("stock", recipe.model, bare, rest, out, tools)]
+    if smaller:
+        points += _by_size("smaller", smaller, bare.with_(model_sha256=None), sizes, out, tools)
+    ours = Artifact.load(recovered).path("pytorch")
+    points += [_point("ours", recipe, run, "pruned"),
+               *_by_size("ours", ours, bare.with_(model_sha256=None), rest, out, tools)]  # fmt: skip
+    points.sort(key=lambda p: (_KINDS.index(p.kind), -p.imgsz))
+    reference = Artifact.load(run.export("original"))
     runs, threads = recipe.benchmark.runs, recipe.benchmark.threads
     say(f"timing {len(points) + 1} detectors in turns")
     times = tools.timer([(reference, "openvino-f32"), *((p.artifact, "openvino-int8") for p in points)], runs, threads)
     for point, values in zip(points, times[1:], strict=True):
         point.times = tuple(values)
-    fp32 = AccuracyRecord.load(nominal.run.accuracy / "original-openvino-f32.json")
+    fp32 = AccuracyRecord.load(run.accuracy / "original-openvino-f32.json")
     table = _table(recipe, points, median(times[0]), fp32.map50)
     raw = {"original FP32": times[0], **{point.name: point.times for point in points}}
     write_json(out / "frontier.json", {**table, "raw_ms": raw})
@@ -118,18 +122,20 @@ def frontier(recipe: Recipe, *, out: Path, smaller: Path | None = None, tools: T
 
 def _by_size(kind: str, model: Path, recipe: Recipe, sizes: Sequence[int], out: Path, tools: Tools) -> list[Point]:
     """A detector as it is at each input size, in INT8."""
-    recipe = recipe.with_(
-        model=model, model_sha256=recipe.model_sha256 if kind == "stock" else None,
-        skip=tuple({*recipe.skip, "prune", "recover"}),
-    )  # fmt: skip
-    return [_run(f"{kind} {size}", kind, recipe.with_(imgsz=size), out / f"{kind}-{size}", tools) for size in sizes]
+    bare = recipe.with_(model=model, skip=tuple({*recipe.skip, "prune", "recover"}))
+    at = [bare.with_(imgsz=size) for size in sizes]
+    return [_point(kind, one, _run(f"{kind}-{one.imgsz}", one, out, tools), "original") for one in at]
 
 
-def _run(name: str, kind: str, recipe: Recipe, folder: Path, tools: Tools) -> Point:
+def _run(name: str, recipe: Recipe, out: Path, tools: Tools) -> RunDir:
     say(f"--- {name}")
-    pipeline.optimize(recipe, out=folder, stages=tools.stages)
-    run, made = RunDir(folder), "original" if "prune" in recipe.skip else "pruned"
-    return Point(name, kind, recipe.imgsz, run, Artifact.load(run.quantize(made)),
+    pipeline.optimize(recipe, out=out / name, stages=tools.stages)
+    return RunDir(out / name)
+
+
+def _point(kind: str, recipe: Recipe, run: RunDir, made: str) -> Point:
+    """What a run made of its original, or of pruning it, in INT8."""
+    return Point(f"{kind} {recipe.imgsz}", kind, recipe.imgsz, run, Artifact.load(run.quantize(made)),
                  AccuracyRecord.load(run.accuracy / f"{made}+int8-openvino-int8.json"))  # fmt: skip
 
 

@@ -312,8 +312,7 @@ class _Job:
         config = self.recipe.stage(self.recipe.evaluate)
         rows: list[tuple[Artifact, RuntimeName]] = []
         for artifact in self.made.values():
-            # All three, to show that they agree; the table's figures are OpenVINO's.
-            rows += [(artifact, "openvino-f32"), (artifact, "onnxruntime"), (artifact, "pytorch-fp32")]
+            rows += [(artifact, "openvino-f32"), *((artifact, runtime) for runtime in config.also)]
         rows += [(artifact, "openvino-int8") for artifact in self.int8.values()]
         for artifact, runtime in rows:
             record = self.stages.evaluate(artifact, config, runtime=runtime, out=self.run.accuracy)

@@ -179,7 +179,7 @@ class _Planner:
         pictures = self.dataset.split(config.split)
         content = content_digest(pictures)
         for name, artifact in self.made.items():
-            runtimes: tuple[RuntimeName, ...] = ("openvino-f32", "onnxruntime", "pytorch-fp32")
+            runtimes: tuple[RuntimeName, ...] = ("openvino-f32", *config.also)
             for runtime in ("openvino-int8",) if name.endswith("+int8") else runtimes:
                 done = artifact and finished(
                     self.run.accuracy, f"{name}-{runtime}",
