@@ -2,8 +2,8 @@
 
 The rivals are the original in INT8 at every input size, and a smaller detector likewise where one is given. Ours is
 pruned and recovered once, as the recipe says, and its weights are read at every input size too: size costs no training,
-and one run says what widths are worth at every latency. Every point is an ordinary run of the pipeline in a folder of
-its own, so a study can be killed and goes on, and every point has a report. At the end all are timed in turns.
+and one run says what widths are worth at every latency. Every point comes from an ordinary run of the pipeline in a
+folder of its own, so a study can be killed and goes on, and has a report. At the end all are timed in turns.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def frontier(recipe: Recipe, *, out: Path, smaller: Path | None = None, tools: T
     bare = recipe.with_(skip=tuple({*recipe.skip, "benchmark", "pictures"}), store=None,
                         quantize=recipe.quantize.with_(mode="ptq"))  # fmt: skip
     rest = [size for size in sizes if size != recipe.imgsz]
-    # One run makes both, the original and ours, at the size of the recipe.
+    # One run makes both at the size of the recipe, the original in INT8 and ours.
     run = _run(f"ours-{recipe.imgsz}", bare, out, tools)
     recovered = run.recover if "recover" not in bare.skip else run.prune
     points = [_point("stock", recipe, run, "original"), *_by_size("stock", recipe.model, bare, rest, out, tools)]
