@@ -170,8 +170,8 @@ class QuantizeConfig(StageConfig):
     batch: Annotated[int, Field(ge=1)] = 4
     """Pictures per step of quantization-aware training."""
     lr: Annotated[float, Field(gt=0)] = 5e-5
-    """Peak relative change of a layer per step of quantization-aware training; 2e-4 wins back more where calibration has
-    harmed much, and leads away from float where it has not (docs/results/int8.md)."""
+    """Peak relative change of a layer per step of quantization-aware training; 2e-4 wins back more where calibration
+    has harmed much, and leads away from float where it has not (docs/results/int8.md)."""
     ranges: Literal["trained", "frozen"] = "trained"
     """Whether training moves the calibrated ranges."""
     labels: Annotated[float, Field(ge=0)] = 0.1
