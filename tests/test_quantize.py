@@ -117,7 +117,8 @@ def test_a_margin_widens_every_range_but_that_of_the_pictures(exported, int8, pi
     assert narrow.keys() == found.keys() and INPUT in found
     for node, item in found.items():
         assert item.zero_point == narrow[node].zero_point
-        assert item.scale == pytest.approx((1 if node == INPUT else 1.5 / 1.2) * narrow[node].scale, rel=1e-4)
+        factor = 1 if node == INPUT else 1.5 / QuantizeConfig().margin
+        assert item.scale == pytest.approx(factor * narrow[node].scale, rel=1e-4)
 
 
 def test_files_shrink_and_the_record_tells_what_was_done(exported, int8):
