@@ -12,6 +12,7 @@ Markdown.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import time
 from dataclasses import replace
@@ -105,20 +106,22 @@ def main() -> None:
     config = QuantizeConfig(per_channel=not args.per_layer)
     judge, rows = Judge(source, judged, unlabelled), []
     graph = onnx.load(source.path("onnx"))
-    plain: dict[str, Any] = {}  # the last calibration, which its margins share
+
+    @functools.cache
+    def plain(base: str) -> tuple[Any, quantizers.Quantization, float]:
+        """A calibration, which its margins share, and its seconds."""
+        began = time.perf_counter()
+        with progress(base, len(calibrated)) as task:
+            model = core().read_model(source.path("openvino"))
+            parameters = replace(parameters_of(config, 8), **WAYS[base])
+            model = post_training(model, calibrated, config, args.imgsz, 8, task, parameters=parameters)
+        return model, quantizers.read(model, graph), time.perf_counter() - began
+
     for way in args.ways.split(","):
         name = f"{way}-per-layer" if args.per_layer else way
         record = args.out / f"{name}.json"
         if not record.is_file():
-            base = way if way in WAYS else "mean-minmax"
-            if base not in plain:
-                began = time.perf_counter()
-                with progress(name, len(calibrated)) as task:
-                    model = core().read_model(source.path("openvino"))
-                    parameters = replace(parameters_of(config, 8), **WAYS[base])
-                    model = post_training(model, calibrated, config, args.imgsz, 8, task, parameters=parameters)
-                plain = {base: (model, quantizers.read(model, graph), time.perf_counter() - began)}
-            model, quantization, seconds = plain[base]
+            model, quantization, seconds = plain(way if way in WAYS else "mean-minmax")
             quantizers.write_openvino_(model, quantization.widened(MARGINS.get(way, 1.0)))
             facts = metadata(source.spec, name=name, dynamic=False, int8=True)
             path = save_openvino(model, args.out, name, facts)

@@ -100,10 +100,9 @@ def frontier(recipe: Recipe, *, out: Path, smaller: Path | None = None, tools: T
     recovered = run.recover if "recover" not in bare.skip else run.prune
     points = [_point("stock", recipe, run, "original"), *_by_size("stock", recipe.model, bare, rest, out, tools)]
     if smaller:
-        points += _by_size("smaller", smaller, bare.with_(model_sha256=None), sizes, out, tools)
+        points += _by_size("smaller", smaller, bare, sizes, out, tools)
     ours = Artifact.load(recovered).path("pytorch")
-    points += [_point("ours", recipe, run, "pruned"),
-               *_by_size("ours", ours, bare.with_(model_sha256=None), rest, out, tools)]  # fmt: skip
+    points += [_point("ours", recipe, run, "pruned"), *_by_size("ours", ours, bare, rest, out, tools)]
     points.sort(key=lambda p: (_KINDS.index(p.kind), -p.imgsz))
     reference = Artifact.load(run.export("original"))
     runs, threads = recipe.benchmark.runs, recipe.benchmark.threads
@@ -122,8 +121,11 @@ def frontier(recipe: Recipe, *, out: Path, smaller: Path | None = None, tools: T
 
 def _by_size(kind: str, model: Path, recipe: Recipe, sizes: Sequence[int], out: Path, tools: Tools) -> list[Point]:
     """A detector as it is at each input size, in INT8."""
-    bare = recipe.with_(model=model, skip=tuple({*recipe.skip, "prune", "recover"}))
-    at = [bare.with_(imgsz=size) for size in sizes]
+    recipe = recipe.with_(
+        model=model, model_sha256=recipe.model_sha256 if kind == "stock" else None,
+        skip=tuple({*recipe.skip, "prune", "recover"}),
+    )  # fmt: skip
+    at = [recipe.with_(imgsz=size) for size in sizes]
     return [_point(kind, one, _run(f"{kind}-{one.imgsz}", one, out, tools), "original") for one in at]
 
 
