@@ -287,8 +287,8 @@ def test_costs_are_those_of_the_pictures_own_shape():
     assert asked == [(640, HD), *crops, (640, (700, 700)), *crops]
 
 
-def test_followed_objects_rest_every_other_frame_and_what_is_new_waits_for_one():
-    """A tracker follows one object for 12 frames; then another one appears in a frame that is a rest."""
+def test_followed_objects_rest_two_frames_of_three_and_what_is_new_waits_for_the_third():
+    """A tracker follows one object for 12 frames; then another one appears, in a rest or a look."""
     stage, tracker, looked, found_at = Stage(every=100), ByteTracker(), [], []
     for step in range(24):
         boxes = [(100 + 9 * step, 100, 200 + 9 * step, 200), *([(1500, 800, 1560, 860)] if step >= 13 else [])]
@@ -301,9 +301,10 @@ def test_followed_objects_rest_every_other_frame_and_what_is_new_waits_for_one()
         looked.append(len(stage.crop.looks))
         found_at.append(len(result))
         assert iou_matrix(np.array(boxes[:1], np.float32), result.xyxy).max() > 0.8, step
-    assert looked[5:13] == [1, 0, 1, 0, 1, 0, 1, 0] or looked[5:13] == [0, 1, 0, 1, 0, 1, 0, 1], looked
+    cycle = [1, 0, 0] * 4
+    assert looked[5:13] in [cycle[begin : begin + 8] for begin in range(3)], looked
     first = found_at.index(2)
-    assert first in (13, 14) and looked[first] > 0
+    assert first in (13, 14, 15) and looked[first] > 0
     assert found_at[first:] == [2] * (24 - first)
     assert stage.policy.full_frames == 1
 

@@ -2,8 +2,8 @@
 
 Every element-wise step is one of torch's vectorized operators. Its own `fake_quantize_*` operators compute the same,
 but on CPUs element by element: forward and backward over a map of 3.3 million bfloat16 values took one core 55 ms with
-a frozen and 107 ms with a trained range, these 4 and 7 ms. A whole training step with trained ranges takes 1.25 times
-a plain one, 1.60 with torch's operators, 2.01 with torchao's, 2.39 with NNCF's (docs/results/qat-speed.md).
+a frozen and 107 ms with a trained range, these 4 and 7 ms. A whole training step with trained ranges takes 1.21 times
+a plain one, 1.58 with torch's operators, 1.99 with torchao's, 2.55 with NNCF's (docs/results/qat-speed.md).
 Ranges can be trained as in LSQ (Esser et al., arXiv 1902.08153); their logarithms are, as in TQT (Jain et al.,
 arXiv 1903.08066), so that one rate suits layers whose ranges differ by orders of magnitude.
 """

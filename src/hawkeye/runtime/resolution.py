@@ -29,7 +29,8 @@ from hawkeye.runtime.views import Window, cover, held_by, merge_views, tiles
 FULL, CROP = 640, 320
 EVERY = 25  # frames from one full look to the next
 _SCENE = 0.35  # share of the picture that changes when the scene does
-_SLOW = 0.5  # way from frame to frame, as a share of an object's shorter side, that its track is trusted with
+_RESTS = 2  # between two looks, at most
+_SLOW = 1.0  # way from frame to frame, as a share of an object's shorter side, that its track is trusted with
 _PROVEN = 3  # frames that a track must have been expected in before its word stands for a look
 _AT_MOST = 48  # regions that are planned for; a frame with more is looked at whole
 
@@ -184,7 +185,7 @@ class Adaptive:
 
     The whole picture is looked at every `every` frames, when the scene changes, when the picture's size changes, after
     an object was lost, and whenever crops would cost more. Between, where a tracker follows objects, one frame is a
-    look and the next a rest:
+    look and the next two are rests:
 
     - A look: an object in whose box nothing has changed keeps its box. Crops are taken around every other object,
       stretched to where the tracker expects it, and around each change that no object explains: something new may be
@@ -192,7 +193,7 @@ class Adaptive:
     - A rest: objects move with their tracks, and no change is looked for. Crops are taken only around objects that move
       far or leave, and new ones: they must be seen in the next frame too, or the tracker takes them for a flicker.
 
-    All rest in the same frame, because what costs is the number of crops, and one crop holds many objects. Crops come
+    All rest in the same frames, because what costs is the number of crops, and one crop holds many objects. Crops come
     from the full-resolution picture, lying or standing as it does where that holds their contents. They show it at
     least as large as the whole picture would, unless all in them is near and large; then even the whole picture is
     shown at the small size.
@@ -230,7 +231,7 @@ class Adaptive:
         self._changes: Changes | None = None
         self._since, self._lost, self._seen = 0, False, Detections.empty()
         self._ids: list[NDArray[np.int64]] = [np.zeros(0, np.int64)] * _PROVEN
-        self._rested = False
+        self._rests = 0  # since the last look
         self._expected: Detections | None = None  # in the last frame
 
     def prepare(self, source_hw: Size) -> Size:
@@ -286,7 +287,7 @@ class Adaptive:
             timings["post"] += (time.perf_counter() - begun) * 1e3
             self.crops += len(plan.windows)
             self.windows = tuple(plan.windows)
-        self._rested = plan is not None and plan.rest
+        self._rests = self._rests + 1 if plan is not None and plan.rest else 0
         timings["pre"] += planned
         self._seen, self._expected, self.timings = found, expected, timings
         return found
@@ -314,11 +315,11 @@ class Adaptive:
     def _rest(self, expected: Detections | None, proven: NDArray[np.bool_]) -> _Plan | None:
         """Let objects move with their tracks, and look only where none can be relied on; None to look properly."""
         # Where most have gone far, as after frames that are missing, boxes cannot be told to be nobody's.
-        if self._rested or expected is None or leap(self._expected, expected, _SLOW):
+        if self._rests == _RESTS or expected is None or leap(self._expected, expected, _SLOW):
             return None
         seen = self._seen
         of = expected_of(seen.xyxy, seen.xyxy, expected, proven, self._hw)
-        # As far as this even an object that stopped dead keeps an overlap of a third with its box.
+        # What goes further has left its own box behind, and is a stranger to its track when that errs.
         shift = np.abs(of.there - seen.xyxy).max(axis=1)
         slow = of.proven & (shift <= _SLOW * (seen.xyxy[:, 2:] - seen.xyxy[:, :2]).min(axis=1))
         # What leaves the picture may be over a line in its last frame; what no tracker follows none will miss.
