@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -31,6 +32,7 @@ from hawkeye.runtime.ir import Ir, read, reason
 log = logging.getLogger("hawkeye.runtime")
 # What each row asks OpenVINO for. The float parts of an INT8 model are fixed to f32 as well.
 _HINTS: dict[str, str | None] = {"openvino-f32": "f32", "openvino-int8": "f32", "openvino-default": None}
+_Done = Callable[[NDArray[np.float32]], None]
 T = TypeVar("T")
 
 
@@ -141,7 +143,8 @@ class OpenVinoRuntime:
         return replicas
 
     def _compiled_for(self, mode: str, first: Size) -> _Shapes[ov.CompiledModel]:
-        return _Shapes(self._ir, lambda hw: _shaped(self._ir, hw, self.threads, mode, self._cache_dir), first)
+        # Without `self`: a runtime that refers to itself keeps its memory and threads until the collector comes by.
+        return _Shapes(self._ir, partial(_shaped, self._ir, self.threads, mode, self._cache_dir), first)
 
     def queue(self) -> OpenVinoQueue:
         """The same networks once more, compiled for several requests in flight."""
@@ -189,19 +192,29 @@ class OpenVinoQueue:
     """
 
     def __init__(self, ir: Ir, *, threads: int = 0, cache_dir: Path | None = None) -> None:
-        self.spec, self.requests = ir.spec, 0
+        self.spec, requests = ir.spec, 0
 
-        def make(hw: Size) -> tuple[ov.AsyncInferQueue, list[NDArray[np.uint8]]]:
-            compiled = _shaped(ir, hw, threads or cpu_count(), "THROUGHPUT", cache_dir)
-            self.requests = self.requests or int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
-            queue, canvases = ov.AsyncInferQueue(compiled, self.requests), []
+        def make(hw: Size) -> tuple[ov.AsyncInferQueue, list[NDArray[np.uint8]], list[_Done]]:
+            nonlocal requests
+            compiled = _shaped(ir, threads or cpu_count(), "THROUGHPUT", cache_dir, hw)
+            requests = requests or int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
+            queue, canvases = ov.AsyncInferQueue(compiled, requests), []
             for request in queue:
                 canvases.append(np.full((*hw, 3), PAD_VALUE, np.uint8))
                 request.set_input_tensor(ov.Tensor(canvases[-1][None], shared_memory=True))
-            queue.set_callback(_finish)
-            return queue, canvases
+            dones: list[_Done] = [_no_one] * requests
+
+            def finish(request: Any, index: int) -> None:
+                done, dones[index] = dones[index], _no_one
+                done(request.get_output_tensor().data[0])
+
+            # What OpenVINO is given itself it keeps, unseen by the collector: with `done`, whose job leads back here,
+            # no queue would ever go.
+            queue.set_callback(finish)
+            return queue, canvases, dones
 
         self._queues = _Shapes(ir, make)
+        self.requests = requests
 
     def canvas_for(self, source_hw: Size) -> Size:
         """See `Runtime.canvas_for`; from any thread."""
@@ -210,7 +223,7 @@ class OpenVinoQueue:
     def start(
         self,
         fill: Callable[[NDArray[np.uint8]], None],
-        done: Callable[[NDArray[np.float32]], None],
+        done: _Done,
         canvas_hw: Size | None = None,
     ) -> None:
         """Fill an idle request's canvas (h, w, 3) and begin; waits while every request of that shape is busy.
@@ -220,22 +233,24 @@ class OpenVinoQueue:
             done: gets the raw output (4 + nc, A) in a thread of OpenVINO's; it is valid only until `done` returns.
             canvas_hw: a shape that `canvas_for` gave; left out, the square.
         """
-        queue, canvases = self._queues.made[canvas_hw or self._queues.square]
+        queue, canvases, dones = self._queues.made[canvas_hw or self._queues.square]
         # The request that is idle now is the one that start_async takes, as nobody else starts any.
-        fill(canvases[queue.get_idle_request_id()])
-        queue.start_async(userdata=done)
+        index = queue.get_idle_request_id()
+        fill(canvases[index])
+        dones[index] = done
+        queue.start_async(userdata=index)
 
     def close(self) -> None:
         """Wait for all requests."""
-        for queue, _ in tuple(self._queues.made.values()):
+        for queue, *_ in tuple(self._queues.made.values()):
             queue.wait_all()
 
 
-def _finish(request: Any, done: Callable[[NDArray[np.float32]], None]) -> None:
-    done(request.get_output_tensor().data[0])
+def _no_one(_: NDArray[np.float32]) -> None:
+    """Nobody waits for this output."""
 
 
-def _shaped(ir: Ir, hw: Size, threads: int, mode: str, cache_dir: Path | None) -> ov.CompiledModel:
+def _shaped(ir: Ir, threads: int, mode: str, cache_dir: Path | None, hw: Size) -> ov.CompiledModel:
     """The network of a shape, held against what a detector gives."""
     compiled = _compile(ir.prepared(hw), ir.path, _HINTS[ir.name], threads, mode, cache_dir)
     check_output(ir.spec, tuple(compiled.output(0).shape), ir.path, hw)
