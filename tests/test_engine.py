@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -346,3 +348,55 @@ def test_openvino_hangs_in_the_middle_of_a_video(tmp_path, kind):
     assert any(len(notice.found) for notice in frames)
     stuck.set()
     until(lambda: set(capture_threads()) <= before)
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_an_engine_that_was_closed_or_swapped_out_leaves_no_network_behind(tmp_path, kind):
+    """At once: in a service with few new objects the collector comes by too seldom for what refers to itself."""
+    place = tiny_ir.artifact(tmp_path)
+
+    def opened() -> Engine:
+        made, _, _ = open_engine(place, kind=kind, conf=0.25, iou=0.7, threads=1)
+        return made
+
+    def work(runner: Engine) -> None:
+        runner.submit(Job(np.zeros((64, 64, 3), np.uint8)))
+        (job,) = runner.collect(10.0)
+        assert job.found is not None
+
+    gc.disable()
+    try:
+        runner, other = opened(), opened()
+        work(runner)
+        networks = [weakref.ref(network(made)) for made in (runner, other)]
+        runner.swap(other)
+        del other
+        work(runner)
+        until(lambda: networks[0]() is None)
+        assert networks[1]() is not None
+        runner.close()
+        del runner
+        until(lambda: networks[1]() is None)
+    finally:
+        gc.enable()
+
+
+def network(runner: Engine) -> object:
+    """What holds the compiled network of an engine."""
+    backend = runner._backend
+    return backend._queue if isinstance(backend, AsyncBackend) else backend._policy_for("")._look.runtime
+
+
+def test_a_detector_and_its_replicas_leave_no_network_behind(tmp_path):
+    gc.disable()
+    try:
+        detector = Detector(tiny_ir.artifact(tmp_path))
+        replicas = detector.replicas()
+        for each in (detector, *replicas):
+            each(np.zeros((64, 64, 3), np.uint8))
+        runtimes = [weakref.ref(each.runtime) for each in (detector, *replicas)]
+        shared = weakref.ref(replicas[0].runtime._networks)
+        del each, detector, replicas
+        assert [runtime() for runtime in runtimes] == [None] * len(runtimes) and shared() is None
+    finally:
+        gc.enable()
