@@ -128,7 +128,8 @@ class Judge:
 
 def videos(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Each policy on each drawn video."""
-    planned = [make_video(name, seed=seed) for name in options.scenarios for seed in range(options.seeds)]
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
+    planned = [make_video(name, seed=seed) for name in options.scenarios for seed in seeds]
     rows = []
     with progress("videos", sum(len(video) for video in planned)) as task:
         for video in planned:
@@ -202,6 +203,7 @@ def main() -> None:
     parser.add_argument("--drawn-model", help="detector of drawn scenes")
     parser.add_argument("--scenarios", nargs="+", choices=SCENARIOS, default=list(SCENARIOS))
     parser.add_argument("--seeds", type=int, default=2, help="videos of each scenario")
+    parser.add_argument("--first-seed", type=int, default=0, help="of the first video; the others follow")
     parser.add_argument("--policies", nargs="+", default=list(POLICIES))
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--square", action="store_true", help="square inputs, whatever the picture's shape")
