@@ -304,7 +304,7 @@ def test_followed_objects_rest_two_frames_of_three_and_what_is_new_waits_for_the
     cycle = [1, 0, 0] * 4
     assert looked[5:13] in [cycle[begin : begin + 8] for begin in range(3)], looked
     first = found_at.index(2)
-    assert first in (13, 14, 15) and looked[first] > 0
+    assert first == next(step for step in (13, 14, 15) if looked[step]), "in the first frame that is no rest"
     assert found_at[first:] == [2] * (24 - first)
     assert stage.policy.full_frames == 1
 

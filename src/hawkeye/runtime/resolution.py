@@ -225,13 +225,12 @@ class Adaptive:
         self._full_ms, self._crop_ms = 0.0, {1.0: 0.0}
         self.names = full.names
         self.timings: dict[str, float] = {}
-        self.frames, self.full_frames, self.crops = 0, 0, 0
+        self.frames = self.full_frames = self.crops = self._rests = 0  # rests since the last look
         self.windows: tuple[Window, ...] = ()
         self._hw = (0, 0)
         self._changes: Changes | None = None
         self._since, self._lost, self._seen = 0, False, Detections.empty()
         self._ids: list[NDArray[np.int64]] = [np.zeros(0, np.int64)] * _PROVEN
-        self._rests = 0  # since the last look
         self._expected: Detections | None = None  # in the last frame
 
     def prepare(self, source_hw: Size) -> Size:
