@@ -4,6 +4,11 @@
         --images unlabelled/ --out runs/recovery --budget 6m \\
         --try trunk=trained batch=8 --try batch=8 --try batch=4 --try batch=4 lr=2e-3 --try batch=2
 
+That a recipe is harmless: the original learns from itself, where there is nothing to win back, and from a larger one.
+
+    python benchmarks/recovery.py runs/first/0-original --original runs/first/0-original --data coco-sample/data.yaml \\
+        --images unlabelled/ --out runs/harmless --budget 30m --evaluate --try --try teacher=yolov8s.pt
+
 A recipe is a list of keys of `[recover]` that differ from the defaults; `--try` alone is the defaults. The held-out
 loss is that of training pictures which are not trained on, the same ones for each recipe. With `--evaluate`, accuracy
 on the validation pictures, in PyTorch, at every point of each curve (which is not counted as training): it is to be
@@ -26,6 +31,7 @@ from torch import nn
 from hawkeye import environment
 from hawkeye.artifact import Artifact
 from hawkeye.compress import yolo
+from hawkeye.compress.original import import_original
 from hawkeye.compress.recover import recover
 from hawkeye.config import EvaluateConfig, RecoverConfig, parse_duration
 from hawkeye.errors import ConfigError
@@ -52,6 +58,8 @@ def study(name: str, pruned: Artifact, config: RecoverConfig, original: Artifact
 
     say(f"recipe {name}")
     points = out / "points"
+    if config.teacher is not None:
+        original = import_original(config.teacher, imgsz=pruned.spec.imgsz, out=out / "teacher")
     made = recover(pruned, config, teacher=original, out=out / "recovered", look=keep)
     curve = [{**point, "pictures": point["step"] * config.batch} for point in made.details["curve"]]
     for point in curve if checks is not None else ():

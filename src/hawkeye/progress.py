@@ -49,10 +49,10 @@ class Task:
             if not self._total:
                 print(f"{self._title}: {self._done:g} {note}", file=sys.stderr, flush=True)
                 return
-            left = (now - self._started) / max(self._done - self._before, 1e-9) * (self._total - self._done)
-            print(
-                f"{self._title}: {self._done / self._total:.0%}, {left:.0f} s left {note}", file=sys.stderr, flush=True
-            )
+            rest = max(0.0, self._total - self._done)  # a clock's last step ends a little behind it
+            left = (now - self._started) / max(self._done - self._before, 1e-9) * rest
+            share = min(1.0, self._done / self._total)
+            print(f"{self._title}: {share:.0%}, {left:.0f} s left {note}", file=sys.stderr, flush=True)
 
     def _tell(self, note: str) -> None:
         now = time.monotonic()

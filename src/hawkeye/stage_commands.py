@@ -89,7 +89,12 @@ def recover(
     model: Model,
     /,
     *,
-    teacher: Annotated[Path, Parameter(help="The original: checkpoint (.pt) or folder of an artefact.")],
+    teacher: Annotated[
+        Path,
+        Parameter(
+            help="The original, or a larger detector of the same classes: checkpoint (.pt) or folder of an artefact."
+        ),
+    ],
     out: Out,
     data: Data = None,
     images: Images = None,

@@ -37,8 +37,8 @@ def recover(source: Artifact, config: RecoverConfig, *, teacher: Artifact, out: 
     Args:
         source: the pruned artefact.
         config: length, rates, weights, pictures.
-        teacher: the original, or another detector of the same classes (`config.teacher`), which teaches scores and
-            boxes alone.
+        teacher: the original, or another detector of the same classes (`config.teacher`, or any whose blocks are of
+            other widths than the original's), which teaches scores and boxes alone.
         out: folder of the result; holds the training state while it runs.
         look: for studies; is shown a stock network of the averaged weights with each new point of the curve.
 
@@ -65,7 +65,7 @@ def recover(source: Artifact, config: RecoverConfig, *, teacher: Artifact, out: 
     unfolded = yolo.load_checkpoint(teacher.path("pytorch")).model
     original = _frozen(unfolded, config.device)
     _check_teacher(original, loaded.model, teacher)
-    kept = _kept_features(source, original, config) if config.teacher is None else {}
+    kept = _kept_features(source, loaded.model, original, config)
     learn_l, judge_l = split_holdout(labelled, config.holdout, config.seed) if labelled else ([], [])
     learn_u, judge_u = split_holdout(unlabelled, config.holdout, config.seed) if unlabelled else ([], [])
     if not learn_l + learn_u:
@@ -244,8 +244,7 @@ def _pixels(images: Tensor) -> Tensor:
 
 def all_features(model: nn.Module, device: str) -> dict[str, Tensor]:
     """Every output channel of each block of the trunk: what a student of the same widths has kept."""
-    return {name: torch.arange(model.get_submodule(last).out_channels, device=device)
-            for name, last in yolo.block_outputs(model).items()}  # fmt: skip
+    return {name: torch.arange(width, device=device) for name, width in _block_widths(model).items()}
 
 
 def _frozen(model: nn.Module, device: str) -> nn.Module:
@@ -292,14 +291,30 @@ def _stock_(model: nn.Module, trunk: SharedTrunk | None) -> nn.Module:
     return model
 
 
-def _kept_features(source: Artifact, original: nn.Module, config: RecoverConfig) -> dict[str, Tensor]:
-    """The teacher's channels that each block of the student has kept; all of them for an unpruned student."""
-    if not config.features:
+def _kept_features(source: Artifact, model: nn.Module, teacher: nn.Module, config: RecoverConfig
+                   ) -> dict[str, Tensor]:  # fmt: skip
+    """The teacher's channels that each block of the student has kept; all of them for an unpruned student.
+
+    None where the teacher is another network than the one that they were kept of.
+    """
+    if not config.features or config.teacher is not None:
         return {}
     recorded = source.details.get("kept_features")
+    if recorded is None and source.name != "original":
+        raise ModelError("the artefact does not tell which channels it has kept", got=source.root,
+                         expected="an artefact of `hawkeye prune`", mend="set features = 0")  # fmt: skip
     if recorded is None:
-        if source.name != "original":
-            raise ModelError("the artefact does not tell which channels it has kept", got=source.root,
-                             expected="an artefact of `hawkeye prune`", mend="set features = 0")  # fmt: skip
-        return all_features(original, config.device)
+        widths = _block_widths(model)
+    else:
+        widths = {name: source.details["widths"][f"{name}.conv"][0] for name in recorded}
+    if _block_widths(teacher) != widths:
+        say("the teacher has blocks of other widths than the original: it teaches scores and boxes alone")
+        return {}
+    if recorded is None:
+        return all_features(teacher, config.device)
     return {name: torch.tensor(index, device=config.device) for name, index in recorded.items()}
+
+
+def _block_widths(model: nn.Module) -> dict[str, int]:
+    """Output channels of each block of the trunk."""
+    return {name: model.get_submodule(last).out_channels for name, last in yolo.block_outputs(model).items()}

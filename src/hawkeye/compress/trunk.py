@@ -21,7 +21,7 @@ def untouched(student: nn.Module, teacher: nn.Module) -> int:
 
     Their values may differ: those that read maps of another activation are fitted to them (`reconstruct`).
     """
-    for count, (mine, theirs) in enumerate(zip(student.model[:-1], teacher.model[:-1], strict=True)):
+    for count, (mine, theirs) in enumerate(zip(student.model[:-1], teacher.model[:-1], strict=False)):
         ours, wanted = mine.state_dict(), theirs.state_dict()
         if ours.keys() != wanted.keys() or any(ours[name].shape != value.shape for name, value in wanted.items()):
             return count
