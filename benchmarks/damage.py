@@ -41,6 +41,7 @@ from hawkeye.compress.recover import recover
 from hawkeye.compress.saliency import Moments, ObsScorer, collect
 from hawkeye.config import EvaluateConfig, PruneConfig, RecoverConfig
 from hawkeye.data import training_images
+from hawkeye.errors import RunDirError
 from hawkeye.evaluate import evaluate
 from hawkeye.progress import progress, say
 from hawkeye.report_text import markdown_table
@@ -120,6 +121,12 @@ def nothing_(model: nn.Module, _: Widths) -> None:
     """Leave it as pruning has."""
 
 
+def told_of(options: argparse.Namespace) -> dict[str, Any]:
+    """The settings that rows depend on, as JSON has them."""
+    return {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()
+            if key != "out"}  # fmt: skip
+
+
 class Study:
     """What all rows share.
 
@@ -147,9 +154,12 @@ class Study:
             say(f"row {name}")
             folder = file.with_suffix("")
             shutil.rmtree(folder, ignore_errors=True)  # half of a row
-            found = {"row": name, **make(folder)}
+            found = {"row": name, "settings": told_of(self.options), **make(folder)}
             file.write_text(json.dumps(found))
         told: dict[str, Any] = json.loads(file.read_text())
+        if told.pop("settings") != told_of(self.options):
+            raise RunDirError(f"{file} was made with other settings", got=file, expected="the same command line",
+                              mend="name another folder with --out")  # fmt: skip
         return told
 
     def figures(self, network: nn.Module, folder: Path) -> dict[str, Any]:
@@ -277,9 +287,7 @@ def main(words: Sequence[str] | None = None) -> None:
                          f"{row['channels']:.3f}"] for row in blocks]),
     ]  # fmt: skip
     print("\n".join(line for table in tables for line in table))
-    told = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()
-            if key != "out"}  # fmt: skip
-    print(json.dumps({"settings": told, "rows": rows, "bottlenecks": blocks, "trained": trained,
+    print(json.dumps({"settings": told_of(options), "rows": rows, "bottlenecks": blocks, "trained": trained,
                       "environment": environment.describe()}))  # fmt: skip
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 
@@ -12,6 +10,7 @@ torch = pytest.importorskip("torch")
 for _package in ("ultralytics", "lightning_fabric", "torch_pruning"):
     pytest.importorskip(_package)
 
+import benchmark_programs  # noqa: E402
 import tiny_detector  # noqa: E402
 from hawkeye.scenes import draw_dataset  # noqa: E402
 
@@ -20,11 +19,7 @@ pytestmark = pytest.mark.compress
 
 @pytest.fixture(scope="module")
 def program():
-    path = Path(__file__).parents[1] / "benchmarks" / "damage.py"
-    spec = importlib.util.spec_from_file_location("damage", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return benchmark_programs.load("damage")
 
 
 def test_each_part_alone_changes_what_is_found_and_no_row_is_made_twice(program, tmp_path, capsys):

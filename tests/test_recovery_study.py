@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 
@@ -12,6 +10,7 @@ torch = pytest.importorskip("torch")
 for _package in ("ultralytics", "lightning_fabric", "torch_pruning"):
     pytest.importorskip(_package)
 
+import benchmark_programs  # noqa: E402
 from hawkeye.compress import yolo  # noqa: E402
 from hawkeye.errors import ConfigError  # noqa: E402
 from test_recover import original, pruned, same, scenes  # noqa: E402, F401  # fixtures
@@ -21,11 +20,7 @@ pytestmark = pytest.mark.compress
 
 @pytest.fixture(scope="module")
 def program():
-    path = Path(__file__).parents[1] / "benchmarks" / "recovery.py"
-    spec = importlib.util.spec_from_file_location("recovery", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return benchmark_programs.load("recovery")
 
 
 def test_recipes_are_trained_evaluated_and_not_trained_again(program, pruned, original, scenes, tmp_path, capsys):  # noqa: F811
