@@ -18,7 +18,7 @@ from torch import nn  # noqa: E402
 import tiny_detector  # noqa: E402
 from hawkeye.compress import latency, yolo  # noqa: E402
 from hawkeye.compress.allocate import Cost, units_of  # noqa: E402
-from hawkeye.compress.distance import distillation_loss, load_batches  # noqa: E402
+from hawkeye.compress.distance import load_batches  # noqa: E402
 from hawkeye.compress.filters import Filters  # noqa: E402
 from hawkeye.compress.groups import cut_, depthwise, find_groups, merge_c2f_, split_c2f_  # noqa: E402
 from hawkeye.compress.latency_table import Table, wanted  # noqa: E402
@@ -26,16 +26,18 @@ from hawkeye.compress.layer_models import Shape, layers_ms  # noqa: E402
 from hawkeye.compress.macs import params_and_macs  # noqa: E402
 from hawkeye.compress.prune import prune  # noqa: E402
 from hawkeye.compress.saliency import Moments, collect  # noqa: E402
-from hawkeye.compress.separable import choose, convolutions, factorize, of_head, separate_  # noqa: E402
+from hawkeye.compress.separable import backbone, choose, convolutions, factorize, of_head, separate_  # noqa: E402
 from hawkeye.config import ExportConfig, PruneConfig, QuantizeConfig  # noqa: E402
 from hawkeye.data import list_images  # noqa: E402
-from hawkeye.errors import ConfigError  # noqa: E402
+from hawkeye.errors import BoundsError, ConfigError  # noqa: E402
 from hawkeye.scenes import NAMES  # noqa: E402
 
 pytestmark = pytest.mark.compress
 SIZE = 96
 HEAD = [f"model.22.cv{branch}.{level}.{i}" for branch in (2, 3) for level in range(3) for i in range(2)]
-DENSE = ["model.16", "model.19", "model.21.m.0.cv1", "model.21.m.0.cv2", *HEAD]
+NECK = [f"model.{layer}" for layer in ("12.m.0.cv1", "12.m.0.cv2", "15.m.0.cv1", "15.m.0.cv2", "16", "18.m.0.cv1",
+                                       "18.m.0.cv2", "19", "21.m.0.cv1", "21.m.0.cv2")]  # fmt: skip
+DENSE = [*NECK, *HEAD]
 CONFIG = {"samples": 8, "rounds": 2, "align": 4, "imgsz": SIZE, "separable": True}
 
 
@@ -171,7 +173,7 @@ def test_factors_of_a_map_that_hardly_varies_fit_into_half_precision():
 
 def test_those_that_can_be_separated_are_found(dense, separated):
     assert (convolutions(dense), of_head(dense)) == (DENSE, HEAD)
-    assert of_head(separated[0]) == [] and convolutions(separated[0]) == DENSE[:4]
+    assert of_head(separated[0]) == [] and convolutions(separated[0]) == NECK
 
 
 @pytest.mark.parametrize("name", ["model.22.cv3.0.0", "model.22.cv3.0.1"])
@@ -266,13 +268,23 @@ def priced(dense, frames, monkeypatch):
     monkeypatch.setattr(module, "separate_", lambda model, some: setattr(model, "separated", list(some)))
     monkeypatch.setattr(module, "find_groups", lambda _model: [])
     monkeypatch.setattr(module, "Cost", lambda *_: None)
-    monkeypatch.setattr(module, "allocate", lambda *_args, **_options: {})
+    # With the backbone whole the bounds cannot be reached.
+    monkeypatch.setattr(module, "held", lambda _groups, layers: layers)
+
+    def allocate(layers, *_args, **_options):
+        if layers:
+            raise BoundsError("not reachable")
+        return {}
+
+    monkeypatch.setattr(module, "allocate", allocate)
     monkeypatch.setattr(module, "ObsScorer", lambda *_: SimpleNamespace(refit_=lambda _: None))
     monkeypatch.setattr(module, "cut_", lambda *_: None)
 
     def chosen(distance, advance=lambda _: None):
-        return list(choose(dense, known, {}, lambda trial: distance(trial.separated), imgsz=SIZE, macs=0, params=0,
-                           align=8, advance=advance))  # fmt: skip
+        found, whole = choose(dense, known, {}, lambda trial: distance(trial.separated), imgsz=SIZE, macs=0, params=0,
+                              align=8, advance=advance)  # fmt: skip
+        assert not whole
+        return list(found)
 
     return names, damages, chosen
 
@@ -317,28 +329,36 @@ def test_of_the_networks_that_are_tried_the_nearest_is_chosen(dense, frames, kep
     fits = {n: factorize(model.get_submodule(n).conv.weight, known[f"{n}.conv"], 2) for n in names}
     params, macs = params_and_macs(model, SIZE)
     with torch.no_grad():
-        wanted = dense(frames)[1]
+        wanted = dense(frames)[1]["scores"]
     distances = {}
 
     def judge(network):
         reached = params_and_macs(network, SIZE)
         assert reached[0] <= kept * params and reached[1] <= kept * macs
         with torch.no_grad():
-            distance = float(distillation_loss(network(frames)[1], wanted, 0.0, ()))
-        distances[filters(network)] = distance
+            distance = float((network(frames)[1]["scores"] - wanted).square().sum())  # never below zero
+        distances[layers_alike(network) >= backbone(dense), filters(network)] = distance
         return distance
+
+    def layers_alike(network):
+        """How many leading layers have all of their channels."""
+        short = [name for name, module in network.named_modules()
+                 if isinstance(module, nn.Conv2d) and name in known
+                 and module.out_channels < model.get_submodule(name).out_channels]  # fmt: skip
+        return min((int(name.split(".")[1]) for name in short), default=len(network.model))
 
     def filters(network):
         """Filters a channel of each block; 0 of one that is whole."""
         firsts = [getattr(network.get_submodule(name), "0", None) for name in names]
         return tuple(len(first) if isinstance(first, Filters) else int(first is not None) for first in firsts)
 
-    chosen = choose(model, fits, known, judge, imgsz=SIZE, macs=kept * macs, params=kept * params, align=4)
-    best = min(distances, key=lambda tried: distances[tried])
+    chosen, whole = choose(model, fits, known, judge, imgsz=SIZE, macs=kept * macs, params=kept * params, align=4)
+    assert whole == (kept > 0.9), "half of this network cannot come from neck and head without harm"
+    best = min((tried for held, tried in distances if held == whole), key=lambda tried: distances[whole, tried])
     assert {name: len(fit.depthwise) for name, fit in chosen.items()} == {
         name: count for name, count in zip(names, best, strict=True) if count
     }
-    assert len(distances) > len(names) and {0, 1, 2} == {count for tried in distances for count in tried}
+    assert len(distances) > len(names) and {0, 1, 2} == {count for _, tried in distances for count in tried}
     assert convolutions(model) == names, "the network is not changed"
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -141,6 +141,13 @@ def find_groups(model: nn.Module) -> list[Group]:
         for name, reason in protected.items()
     ]
     return groups + fixed
+
+
+def held(groups: Collection[Group], layers: int) -> list[Group]:
+    """The same groups, those with channels of the first `layers` layers protected."""
+    return [replace(group, protected="backbone: computed once for teacher and student")
+            if not group.protected and any(int(name.split(".")[1]) < layers for name in group.producers) else group
+            for group in groups]  # fmt: skip
 
 
 def protected_outputs(model: nn.Module) -> dict[str, str]:

@@ -20,7 +20,7 @@ from hawkeye.compress.allocate import Allocator, Cost, LatencyBound, Scorer, all
 from hawkeye.compress.device import claim
 from hawkeye.compress.distance import agreement, load_batches
 from hawkeye.compress.forecast import forecast, tell
-from hawkeye.compress.groups import Group, cut_, find_groups, merge_c2f_, split_c2f_
+from hawkeye.compress.groups import Group, cut_, find_groups, held, merge_c2f_, split_c2f_
 from hawkeye.compress.latency import profile, whole_ms
 from hawkeye.compress.macs import params_and_macs
 from hawkeye.compress.original import import_original
@@ -74,8 +74,8 @@ def prune(source: Artifact | Path, config: PruneConfig, *, out: Path, allocator:
     bounds = start[0] * config.flops, start[1] * config.params
     # Before anything is measured: a later step would tell it after minutes, in fractions of what is left by then.
     check_reachable(groups, cost, macs=bounds[0], params=bounds[1], align=config.align)
-    separated = _separate_(model, checkpoint.model, config, pictures, imgsz, bounds)
-    groups = find_groups(model)
+    separated, whole = _separate_(model, checkpoint.model, config, pictures, imgsz, bounds)
+    groups = held(find_groups(model), whole)
     channels = {group.name: torch.arange(group.width) for group in groups}  # kept, in the original's numbering
     clocks = _Clocks(checkpoint.model, model, groups, imgsz, config) if config.latency is not None else None
     begin = Cost(model, groups, imgsz).total({})
@@ -93,7 +93,7 @@ def prune(source: Artifact | Path, config: PruneConfig, *, out: Path, allocator:
         cut_(model, {name: index.tolist() for name, index in keep.items()}, groups)
         for name, index in keep.items():
             channels[name] = channels[name][index]
-        groups = find_groups(model)
+        groups = held(find_groups(model), whole)
     verify(model, groups, channels, imgsz)
     timed = clocks.found(model, groups) if clocks else {}
     widths = _widths(checkpoint.model, groups, channels)
@@ -209,15 +209,16 @@ def _simplify_(model: nn.Module, original: nn.Module, config: PruneConfig, pictu
 
 
 def _separate_(model: nn.Module, original: nn.Module, config: PruneConfig, pictures: Sequence[Path], imgsz: int,
-               bounds: tuple[float, float]) -> dict[str, dict[str, float]]:  # fmt: skip
+               bounds: tuple[float, float]) -> tuple[dict[str, dict[str, float]], int]:  # fmt: skip
     """Make convolutions depthwise and pointwise ones where the recipe asks for it.
 
     Returns:
-        Of each: filters a channel, and the share of its weighted output energy that is lost.
+        Of each: filters a channel, and the share of its weighted output energy that is lost. And how many leading
+        layers should give no channels.
     """
     names = separable.convolutions(model) if config.separable else []
     if not names:
-        return {}
+        return {}, 0
     layers = {f"{name}.conv" for name in names}.union(_readers(find_groups(model)))
     moments = _measure(model, sorted(layers), pictures, imgsz, config.seed, "convolutions")
     with progress("fitting separable convolutions", len(names)) as bar:
@@ -226,12 +227,12 @@ def _separate_(model: nn.Module, original: nn.Module, config: PruneConfig, pictu
             weight, known = model.get_submodule(name).conv.weight, moments[f"{name}.conv"]
             fits[name] = separable.factorize(weight, known, separable.FILTERS if config.latency is None else 1)
             bar.advance(1)
-    chosen = {name: fits[name][0] for name in separable.of_head(model)}
+    chosen, whole = {name: fits[name][0] for name in separable.of_head(model)}, False
     if config.latency is None:  # with a bound on it, what each saves of it would have to be measured first
         judge = agreement(original, pictures[:_JUDGES], imgsz, "cpu")
         with progress("choosing separable convolutions", 2 * len(fits)) as bar:
-            chosen = separable.choose(model, fits, moments, judge, imgsz=imgsz, macs=bounds[0], params=bounds[1],
-                                      align=config.align, advance=bar.advance)  # fmt: skip
+            chosen, whole = separable.choose(model, fits, moments, judge, imgsz=imgsz, macs=bounds[0],
+                                             params=bounds[1], align=config.align, advance=bar.advance)  # fmt: skip
     separable.separate_(model, chosen)
     if chosen:
         lost = [fit.lost for fit in chosen.values()]
@@ -239,7 +240,8 @@ def _separate_(model: nn.Module, original: nn.Module, config: PruneConfig, pictu
         told = ", ".join(f"{count} with {filters}" for filters, count in sorted(by_filters.items()))
         say(f"{len(chosen)} of {len(names)} 3x3 convolutions are depthwise and pointwise now, losing {min(lost):.1%} "
             f"to {max(lost):.1%} of their output's energy; filters a channel: {told}")  # fmt: skip
-    return {name: {"filters": len(fit.depthwise), "lost": fit.lost} for name, fit in chosen.items()}
+    told = {name: {"filters": len(fit.depthwise), "lost": fit.lost} for name, fit in chosen.items()}
+    return told, separable.backbone(model) if whole else 0
 
 
 def _readers(groups: Sequence[Group]) -> list[str]:

@@ -12,6 +12,7 @@ pointwise factor to both: W[o, i, k] = P1[o, i] D1[i, k] + P2[o, i] D2[i, k].
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
@@ -21,29 +22,34 @@ from torch import Tensor, nn
 
 from hawkeye.compress import yolo
 from hawkeye.compress.allocate import Cost, allocate
-from hawkeye.compress.groups import cut_, find_groups
+from hawkeye.compress.groups import cut_, find_groups, held
 from hawkeye.compress.saliency import Moments, ObsScorer
+from hawkeye.errors import BoundsError
 
 FILTERS = 3  # a channel, at most
 _SWEEPS = 6  # each fits either factor once; the error is level after five
 _RIDGE = 1e-3  # of the mean variance
 _LARGEST = 32.0  # norm of a filter: what reads a channel that hardly varies must still fit into half precision
+_WHOLE = 1.1  # times the distance are worth a backbone that needs no training
 _HOPELESS = 1.2  # times the distance: what was as bad as that the first time is not tried again
 
 
 def convolutions(model: nn.Module) -> list[str]:
-    """Names of blocks that can be separated: the head's full 3x3 ones, and those of the neck that come late.
+    """Names of blocks that can be separated: full 3x3 ones of neck and head, first the neck's that halve the map.
 
-    That is those that halve the map, and all behind the last of them. Not the backbone's: as long as it is the
-    original's own, recovery computes it once for teacher and student (`trunk`). With its last such block separated as
-    well a yolov8n began recovery at a held-out loss of 0.71 instead of 1.10, and was behind after ten minutes.
+    Not the backbone's: as long as it is the original's own, recovery computes it once for teacher and student
+    (`trunk`). With its last such block separated as well a yolov8n began recovery at a held-out loss of 0.71 instead of
+    1.10, and was behind after ten minutes.
     """
+    neck = tuple(f"model.{index}." for index in range(backbone(model), len(model.model) - 1))
+    found = [name for name, module in model.named_modules() if f"{name}.".startswith(neck) and _full(module)]
+    return found + of_head(model)
+
+
+def backbone(model: nn.Module) -> int:
+    """How many leading layers the backbone has: up to SPPF; without one all but the head count."""
     kinds = [type(layer).__name__ for layer in model.model]
-    neck = range(kinds.index("SPPF") + 1 if "SPPF" in kinds else len(kinds), len(kinds) - 1)
-    halving = [index for index in neck if any(getattr(m, "stride", 1) == (2, 2) for m in model.model[index].modules())]
-    late = [f"model.{index}." for index in neck if halving and index > halving[-1]]
-    behind = [name for name, module in model.named_modules() if name.startswith(tuple(late)) and _full(module)]
-    return [f"model.{index}" for index in halving if _full(model.model[index])] + behind + of_head(model)
+    return kinds.index("SPPF") + 1 if "SPPF" in kinds else len(kinds) - 1
 
 
 def of_head(model: nn.Module) -> list[str]:
@@ -90,7 +96,7 @@ def separate_(model: nn.Module, fits: Mapping[str, Fit]) -> None:
 
 def choose(model: nn.Module, fits: Mapping[str, Sequence[Fit]], moments: Mapping[str, Moments],
            judge: Callable[[nn.Module], float], *, imgsz: int, macs: float, params: float, align: int,
-           advance: Callable[[int], None] = lambda _: None) -> dict[str, Fit]:  # fmt: skip
+           advance: Callable[[int], None] = lambda _: None) -> tuple[dict[str, Fit], bool]:  # fmt: skip
     """What to separate and how, so that with the channels that still have to go the network is nearest to the original.
 
     What a convolution saves, no channel has to pay for, and the other way round. Beginning with one filter a channel in
@@ -108,7 +114,8 @@ def choose(model: nn.Module, fits: Mapping[str, Sequence[Fit]], moments: Mapping
             the network.
 
     Returns:
-        The fits to use, by the name of the block.
+        The fits to use, by the name of the block; and whether the backbone should give no channels, which is so where
+        the network is about as near without: recovery then computes it once for teacher and student.
     """
     inverse: dict[tuple[str, int], Tensor] = {}
     names, head = list(fits), of_head(model)
@@ -117,18 +124,25 @@ def choose(model: nn.Module, fits: Mapping[str, Sequence[Fit]], moments: Mapping
         return {name: fits[name][count - 1] for name, count in zip(names, counts, strict=True) if count}
 
     @cache
-    def distance(counts: tuple[int, ...]) -> float:  # of filters a channel; 0 leaves a block as it is
+    def distance(counts: tuple[int, ...], whole: bool) -> float:  # of filters a channel; 0 leaves a block as it is
         trial, those = copy.deepcopy(model), used(counts)
         separate_(trial, those)
-        groups = find_groups(trial)
+        groups = held(find_groups(trial), backbone(model) if whole else 0)
         known = dict(moments) | {f"{name}.1.conv": fit.moments for name, fit in those.items()}
         scorer = ObsScorer(trial, groups, known, inverse)
-        keep = allocate(groups, Cost(trial, groups, imgsz), scorer, macs=macs, params=params, align=align)
+        try:
+            keep = allocate(groups, Cost(trial, groups, imgsz), scorer, macs=macs, params=params, align=align)
+        except BoundsError:
+            return math.inf
         scorer.refit_(keep)
         cut_(trial, {name: index.tolist() for name, index in keep.items()}, groups)
         return judge(trial)
 
+    def as_near_whole(counts: tuple[int, ...]) -> bool:
+        return distance(counts, True) <= _WHOLE * distance(counts, False) < math.inf
+
     chosen = tuple(int(name in head) for name in names)
+    whole = as_near_whole(chosen)
     order = sorted(range(len(names)), key=lambda index: -fits[names[index]][0].damage)
     hopeless = set()
     for index in [*order, *order]:
@@ -139,13 +153,13 @@ def choose(model: nn.Module, fits: Mapping[str, Sequence[Fit]], moments: Mapping
                 changed = (*chosen[:index], closeness[place], *chosen[index + 1 :])
                 if (index, closeness[place]) in hopeless:
                     break
-                if distance(changed) > _HOPELESS * distance(chosen):
+                if distance(changed, whole) > _HOPELESS * distance(chosen, whole):
                     hopeless.add((index, closeness[place]))
-                if distance(changed) >= distance(chosen):
+                if distance(changed, whole) >= distance(chosen, whole):
                     break
                 chosen = changed
         advance(1)
-    return used(chosen)
+    return used(chosen), as_near_whole(chosen)
 
 
 def _stand_in(block: nn.Module, fit: Fit) -> nn.Module:
