@@ -60,14 +60,15 @@ class Mirror:
 class Study:
     """Measures once, keeps what it has measured."""
 
-    def __init__(self, data: Path, out: Path) -> None:
-        self.data, self.out = data, out
-        self.pictures = load_dataset(data).split("val")
+    def __init__(self, data: Path, out: Path, splits: Sequence[str]) -> None:
+        self.data, self.out, self.splits = data, out, splits
+        self.pictures = [picture for split in splits for picture in load_dataset(data).split(split)]
+        self.records = out / ("records" if splits == ["val"] else f"records-{'-'.join(splits)}")
         self.rows: list[dict[str, Any]] = []
 
     def accuracy(self, stem: str, runtime: Runtime | None) -> dict[str, float]:
-        """mAP on the validation pictures; `runtime` is not needed where it was measured before."""
-        path = self.out / "records" / f"{stem}.json"
+        """mAP on the pictures; `runtime` is not needed where it was measured before."""
+        path = self.records / f"{stem}.json"
         if not path.is_file():
             assert runtime is not None
             found, truth, read = detect_all(runtime, EvaluateConfig(), self.pictures, title=stem)
@@ -81,10 +82,10 @@ class Study:
         figures = self.accuracy(stem, None)
         row = {"title": title, "stem": stem, "file": str(file), **figures, **more}
         if base is not None:
-            folder = self.out / "records"
             before = self.accuracy(base, None)
             row["drop"] = 100 * (before["map50"] - figures["map50"])
-            row["ci95"] = drop_interval(Matches.load(folder / f"{base}.npz"), Matches.load(folder / f"{stem}.npz"))
+            row["ci95"] = drop_interval(Matches.load(self.records / f"{base}.npz"),
+                                        Matches.load(self.records / f"{stem}.npz"))  # fmt: skip
         self.rows.append(row)
 
 
@@ -125,8 +126,9 @@ def main() -> None:
     parser.add_argument("--modes", default="ptq,qat", help="which of calibration and training, with commas")
     parser.add_argument("--batch", type=int, default=QuantizeConfig().batch, help="pictures a step")
     parser.add_argument("--lr", type=float, default=QuantizeConfig().lr, help="peak learning rate of training")
+    parser.add_argument("--splits", default="val", help="to judge on; val,train tells better how well runtimes agree")
     args = parser.parse_args()
-    study = Study(args.data, args.out)
+    study = Study(args.data, args.out, args.splits.split(","))
     made = import_original(args.model, imgsz=args.imgsz, out=args.out / "original" / "checkpoint")
     source = export(made, ExportConfig(data=args.data, imgsz=args.imgsz), out=args.out / "original" / "export")
     length = {"budget": args.budget, "steps": args.steps, "batch": args.batch, "lr": args.lr}
@@ -163,7 +165,7 @@ def main() -> None:
             lines.append(
                 f"{name}: calibration loses {before:.2f} points, training wins back {before - after:.2f} of them."
             )
-    write_json(args.out / "results.json", {"rows": rows, "pictures": len(study.pictures),
+    write_json(args.out / "results.json", {"rows": rows, "pictures": len(study.pictures), "splits": study.splits,
                                            "environment": environment.describe()})  # fmt: skip
     write_bytes(args.out / "results.md", ("\n".join(lines) + "\n").encode())
     print("\n".join(lines))
