@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import shlex
 import subprocess
@@ -12,16 +11,14 @@ from typing import Any
 
 import pytest
 
+import benchmark_programs
+
 ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Any:
-    spec = importlib.util.spec_from_file_location("cluster", ROOT / "benchmarks" / "cluster.py")
-    assert spec is not None and spec.loader is not None
-    sys.modules["cluster"] = module = importlib.util.module_from_spec(spec)  # where dataclasses look
-    spec.loader.exec_module(module)
-    return module
+    return benchmark_programs.load("cluster")
 
 
 def rate(cluster: Any, pictures: int = 200_000, **options: Any) -> float:

@@ -51,18 +51,20 @@ class Task:
                 return
             rest = max(0.0, self._total - self._done)  # a clock's last step ends a little behind it
             left = (now - self._started) / max(self._done - self._before, 1e-9) * rest
-            share = min(1.0, self._done / self._total)
-            print(f"{self._title}: {share:.0%}, {left:.0f} s left {note}", file=sys.stderr, flush=True)
+            print(f"{self._title}: {self._share():.0%}, {left:.0f} s left {note}", file=sys.stderr, flush=True)
+
+    def _share(self) -> float | None:
+        return min(1.0, self._done / self._total) if self._total else None
 
     def _tell(self, note: str) -> None:
         now = time.monotonic()
         if self._file is None or now - self._told < _TELL_EVERY_S:
             return
         self._told = now
-        share = min(1.0, self._done / self._total) if self._total else None
+        told = {"progress": self._share(), "note": f"{self._title}: {note}" if note else self._title}
         part = self._file.with_suffix(".part")
         with suppress(OSError):  # a run must not fail for the sake of who looks at it
-            part.write_text(json.dumps({"progress": share, "note": f"{self._title}: {note}" if note else self._title}))
+            part.write_text(json.dumps(told))
             part.replace(self._file)
 
     def close(self) -> None:
