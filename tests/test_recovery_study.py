@@ -49,6 +49,22 @@ def test_recipes_are_trained_evaluated_and_not_trained_again(program, pruned, or
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.pt")} == stamps
 
 
+def test_the_baseline_learns_from_labels_alone(program, pruned, original, scenes, tmp_path, capsys):  # noqa: F811
+    words = [str(pruned.root), "--original", str(original.root), "--out", str(tmp_path), "--fine-tune", "1e-4"]
+    with pytest.raises(ConfigError, match="labels"):
+        program.main(words)
+    words += ["--data", str(scenes), "--budget", "2s", "--evaluate"]
+    program.main(words)
+    text = capsys.readouterr().out
+    (row,) = json.loads(text.strip().splitlines()[-1])["rows"]
+    assert row["curve"][0]["step"] == 0 and row["curve"][-1]["seconds"] >= 2
+    assert all(0 <= point["map50"] <= 1 for point in row["curve"])
+    assert len([line for line in text.splitlines() if line.startswith("| labels alone")]) == 1 + len(row["curve"])
+    stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.pt")}
+    program.main(words)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.pt")} == stamps
+
+
 @pytest.mark.parametrize("wrong", ["batch", "no_such_key=1", "batch=0"])
 def test_a_wrong_recipe_is_told_before_anything_is_trained(program, pruned, original, scenes, tmp_path, wrong):  # noqa: F811
     words = [str(pruned.root), "--original", str(original.root), "--data", str(scenes), "--out", str(tmp_path)]

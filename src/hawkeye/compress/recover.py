@@ -148,9 +148,8 @@ def distillation(
     return Source(data, data.collate), objective
 
 
-def train(
-    start: Path | nn.Module, *, data: Path, imgsz: int, budget: float, out: Path, lr: float = 1e-3, seed: int = 0
-) -> Path:
+def train(start: Path | nn.Module, *, data: Path, imgsz: int, budget: float, out: Path, lr: float = 1e-3,
+          seed: int = 0, look: Look | None = None) -> Path:  # fmt: skip
     """Plain training with labels: from scratch, or a checkpoint fine-tuned for the classes of `data`.
 
     Args:
@@ -161,6 +160,7 @@ def train(
         out: folder of the checkpoint and, while it runs, of the training state.
         lr: peak learning rate; 1e-3 from scratch, about 2e-4 for fine-tuning.
         seed: of everything random.
+        look: for studies; is shown the averaged network with each new point of the curve.
 
     Returns:
         The checkpoint, `out / "trained.pt"`; an existing one is returned as it is.
@@ -193,9 +193,8 @@ def train(
     def objective(network: nn.Module, batch: Batch) -> Tensor:
         return loss(network(_pixels(batch["img"])), batch)
 
-    fit_(
-        model, Source(source, training_data.collate), objective, judge, config, state=out / "training.pt", title="train"
-    )
+    fit_(model, Source(source, training_data.collate), objective, judge, config, state=out / "training.pt",
+         title="train", look=look)  # fmt: skip
     yolo.save_checkpoint(target, model.cpu(), names=dataset.names, imgsz=imgsz)
     (out / "training.pt").unlink(missing_ok=True)
     return target
