@@ -240,8 +240,8 @@ def _separate_(model: nn.Module, original: nn.Module, config: PruneConfig, pictu
         told = ", ".join(f"{count} with {filters}" for filters, count in sorted(by_filters.items()))
         say(f"{len(chosen)} of {len(names)} 3x3 convolutions are depthwise and pointwise now, losing {min(lost):.1%} "
             f"to {max(lost):.1%} of their output's energy; filters a channel: {told}")  # fmt: skip
-    told = {name: {"filters": len(fit.depthwise), "lost": fit.lost} for name, fit in chosen.items()}
-    return told, separable.backbone(model) if whole else 0
+    details = {name: {"filters": len(fit.depthwise), "lost": fit.lost} for name, fit in chosen.items()}
+    return details, separable.backbone(model) if whole else 0
 
 
 def _readers(groups: Sequence[Group]) -> list[str]:

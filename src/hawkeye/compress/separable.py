@@ -35,7 +35,7 @@ _HOPELESS = 1.2  # times the distance: what was as bad as that the first time is
 
 
 def convolutions(model: nn.Module) -> list[str]:
-    """Names of blocks that can be separated: full 3x3 ones of neck and head, first the neck's that halve the map.
+    """Names of blocks that can be separated: the full 3x3 ones of neck and head.
 
     Not the backbone's: as long as it is the original's own, recovery computes it once for teacher and student
     (`trunk`). With its last such block separated as well a yolov8n began recovery at a held-out loss of 0.71 instead of
