@@ -6,7 +6,8 @@ Every row may take the same share of the original's INT8 latency by the table of
 pictures and trained for the same number of steps. `uniform` and `flops` choose channels as the product does and refit
 likewise, so only widths differ; l1, bn and taylor choose channels by their own measure and refit nothing. Accuracy is
 that of PyTorch on the validation pictures; latencies are measured in turns at the end, in INT8. Each row is finished
-work in a folder of its own: start the same command again after an interruption. Prints a Markdown table, then JSON.
+work in a folder of its own: start the same command again after an interruption. Draws `allocation.svg`, prints a
+Markdown table, then JSON.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from torch import Tensor
 
-from hawkeye import environment
+from hawkeye import environment, report_plots
 from hawkeye.artifact import Artifact
 from hawkeye.compress import yolo
 from hawkeye.compress.allocate import Cost, LatencyBound, Removal, Scorer, allocate, units_of
@@ -77,8 +79,8 @@ def _every(units: dict[str, tuple[Group, ...]], widths: dict[str, int]) -> dict[
     return {group.name: widths[name] for name, unit in units.items() for group in unit}
 
 
-def main() -> None:
-    """Prune, train, evaluate, time."""
+def main(words: Sequence[str] | None = None) -> None:
+    """Prune, train, evaluate, time, draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--data", type=Path, required=True)
@@ -90,7 +92,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--runs", type=int, default=60)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
-    options = parser.parse_args()
+    options = parser.parse_args(words)
     original = import_original(options.model, imgsz=options.imgsz, out=options.out / "original")
     shared: dict[str, Any] = {"data": options.data, "imgsz": options.imgsz}
     checks = EvaluateConfig(**shared)
@@ -126,6 +128,7 @@ def main() -> None:
         print(f"| {row['way']} | {row['predicted']:.3f} | {row['measured']:.3f} | {row['flops']:.3f} "
               f"| {row['params']:.3f} | {row['raw']:.3f} | {row['after']:.3f} "
               f"| {row['below']:.1f} [{low:.1f}, {high:.1f}] |")  # fmt: skip
+    options.out.joinpath("allocation.svg").write_text(report_plots.alone(report_plots.allocation(rows)))
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items() if k != "out"}
     print("\n" + json.dumps({"settings": settings, "original": base.map50, "original_ms": times[0], "rows": rows,
                              "environment": environment.describe()}))  # fmt: skip

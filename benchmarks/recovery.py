@@ -56,13 +56,14 @@ def settings_of(words: Sequence[str]) -> dict[str, str]:
 class Points:
     """Networks along a curve, kept as they come, and their accuracy."""
 
-    def __init__(self, pruned: Artifact, folder: Path) -> None:
+    def __init__(self, pruned: Artifact, folder: Path, imgsz: int | None = None) -> None:
         self.pruned, self.folder = pruned, folder
+        self.spec = pruned.spec.model_copy(update={"imgsz": imgsz or pruned.spec.imgsz})
 
     def keep(self, network: nn.Module, point: dict[str, Any]) -> None:
         place = self.folder / str(point["step"])
-        yolo.save_checkpoint(place / "network.pt", network, names=self.pruned.spec.names,
-                             imgsz=self.pruned.spec.imgsz)  # fmt: skip
+        yolo.save_checkpoint(place / "network.pt", network, names=self.spec.names,
+                             imgsz=self.spec.imgsz)  # fmt: skip
         write_json(place / "point.json", point)
 
     def curve(self) -> list[dict[str, Any]]:
@@ -73,7 +74,7 @@ class Points:
     def map50(self, point: dict[str, Any], checks: EvaluateConfig) -> float:
         place = self.folder / str(point["step"])
         network = Artifact.create(place, {"pytorch": place / "network.pt"}, started=time.perf_counter(), name="point",
-                                  stage="recover", spec=self.pruned.spec, params=self.pruned.params,
+                                  stage="recover", spec=self.spec, params=self.pruned.params,
                                   macs=self.pruned.macs)  # fmt: skip
         return evaluate(network, checks, runtime="pytorch-fp32", out=place).map50
 
@@ -82,9 +83,9 @@ def study(name: str, pruned: Artifact, config: RecoverConfig, original: Artifact
           checks: EvaluateConfig | None) -> dict[str, Any]:  # fmt: skip
     """Train by one recipe; its curve, with accuracy at each point where `checks` asks for it."""
     say(f"recipe {name}")
-    points = Points(pruned, out / "points")
+    points = Points(pruned, out / "points", config.imgsz)
     if config.teacher is not None:
-        original = import_original(config.teacher, imgsz=pruned.spec.imgsz, out=out / "teacher")
+        original = import_original(config.teacher, imgsz=points.spec.imgsz, out=out / "teacher")
     made = recover(pruned, config, teacher=original, out=out / "recovered", look=points.keep)
     curve = [{**point, "pictures": point["step"] * config.batch} for point in made.details["curve"]]
     for point in curve if checks is not None else ():

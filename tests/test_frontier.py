@@ -13,7 +13,7 @@ import pytest
 from hawkeye import cli
 from hawkeye.artifact import Artifact, write_bytes
 from hawkeye.config import EvaluateConfig, Recipe, SearchConfig
-from hawkeye.errors import BoundsError, ConfigError
+from hawkeye.errors import BoundsError, ConfigError, InputError
 from hawkeye.evaluate import Matches
 from hawkeye.frontier import Tools, frontier, markdown, words
 from hawkeye.records import AccuracyRecord
@@ -230,6 +230,39 @@ def test_a_smaller_detector_is_a_rival(recipe: Recipe, tmp_path: Path) -> None:
     table = frontier(recipe, out=tmp_path / "study", smaller=tmp_path / "small.pt", tools=Study(0.01).tools())
     assert [row["kind"] for row in table["rows"]].count("smaller") == 3
     assert any("smaller detector" in line for line in words(table))
+
+
+@pytest.mark.parametrize(("content", "names"), [(None, ()), (b"weights of other classes", ("car", "boat"))])
+def test_a_smaller_detector_that_is_none_is_told_before_anything_is_done(
+    recipe: Recipe, tmp_path: Path, content: bytes | None, names: tuple[str, ...]
+) -> None:
+    path = tmp_path / "small.pt"
+    if content is not None:
+        write_bytes(path, content)
+    study = Study(0.01)
+    tools, known = study.tools(), study.bench.stages().class_names
+    tools = replace(tools, stages=replace(tools.stages, class_names=lambda p: names if p == path else known(p)))
+    with pytest.raises(InputError):
+        frontier(recipe, out=tmp_path / "study", smaller=path, tools=tools)
+    assert study.bench.worked == []
+
+
+@pytest.mark.parametrize(
+    ("option", "word"),
+    [("--imgsz=auto", "--imgsz"), ("--int8=qat", "--int8"), ("--store=models", "--store"), ("--skip=prune", "--skip")],
+)
+def test_an_option_that_a_frontier_cannot_follow_is_told(option: str, word: str, capsys: Any) -> None:
+    assert cli.run(["frontier", "m.pt", "--data", "d.yaml", "--out", "o", option]) == 2
+    assert word in capsys.readouterr().err
+
+
+def test_a_size_is_chosen_for_a_run_that_can_be_made(recipe: Recipe, tmp_path: Path, capsys: Any) -> None:
+    words = ["optimize", str(recipe.model), "--data", str(recipe.data), "--out", str(tmp_path / "o"), "--imgsz", "auto"]
+    assert cli.run([*words, "--skip", "prune,recovr"]) == 2
+    assert "recovr" in capsys.readouterr().err
+    assert cli.run([*words, "--until", "nonsense"]) == 2
+    assert "nonsense" in capsys.readouterr().err
+    assert not list(tmp_path.glob("o*"))
 
 
 def test_a_frontier_needs_labels(recipe: Recipe, tmp_path: Path) -> None:

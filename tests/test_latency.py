@@ -228,6 +228,20 @@ def test_a_small_network_is_profiled_as_a_whole():
     assert made.wholes["fp32"].total > 0
 
 
+def test_a_network_with_another_activation_is_another_network(monkeypatch, tmp_path):
+    monkeypatch.setenv("HAWKEYE_CACHE", str(tmp_path))
+    monkeypatch.setattr(latency, "networks_of", lambda *_: {"int8": None, "fp32": None})
+    monkeypatch.setattr(latency, "networks_ms", lambda networks, **_: [[float(next(clock))] for _ in networks])
+    clock = iter(range(1, 100))
+    model = yolo.build_detector(NAMES, width=0.0625, imgsz=64).eval()
+    layers = latency.layers_of(model, 64)
+    stock = latency._wholes(model, model, layers, 64, 1)
+    simpler = copy.deepcopy(model)
+    simpler.model[0].act = torch.nn.Hardswish()
+    assert latency._wholes(simpler, simpler, layers, 64, 1) != stock
+    assert latency._wholes(model, model, layers, 64, 1) == stock
+
+
 @pytest.mark.skipif(affinity() < 2, reason="a network of one thread takes all cores here")
 def test_threads_fewer_than_the_cores_are_not_tied_to_the_first_ones():
     from hawkeye.compress.layer_models import _model, _request

@@ -380,5 +380,9 @@ def test_a_hopeless_forecast_ends_the_run_before_training(
         return
     with pytest.raises(BoundsError, match=r"hopeless(.|\n)*--flops 0.70 --params 0.75"):
         optimize(recipe, out=tmp_path / "run", stages=stages)
+    timed = recipe.with_(prune=recipe.prune.with_(flops=1.0, params=1.0, latency=0.3))
+    known["latency"] = {"kept": 0.3}
+    with pytest.raises(BoundsError, match=r"hopeless(.|\n)*such as --latency 0.65;"):
+        optimize(timed, out=tmp_path / "timed", stages=stages)
     assert "recover pruned" not in bench.worked
     optimize(recipe, out=tmp_path / "run", skip=["recover"], stages=stages)  # nothing is trained, so nothing is lost

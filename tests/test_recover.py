@@ -361,8 +361,15 @@ def test_another_network_teaches_scores_and_boxes(pruned, scenes, tmp_path):
     assert made.details["held_out_after"] < made.details["held_out_before"]
     assert [part for part, _ in seen] == [0.5, 1.0]
     assert [judgement for _, judgement in seen] == [point["held_out"] for point in made.details["curve"][1:]]
-    # Named on the command line of `recover`, it is known by its widths: its channels are not those that were kept.
+    # Named on the command line of `recover`, it is known by not being what was pruned: its channels are not those kept.
     known = recover(pruned, config.with_(teacher=None), teacher=teacher, out=tmp_path / "known")
+    assert same(weights(known), weights(made))
+    # So is one of the same widths: its layers go with other ones behind them.
+    twin = tiny_detector.fresh(tmp_path / "twin.pt", width=0.0625, seed=2)
+    taught = import_original(twin, imgsz=64, out=tmp_path / "twin")
+    short = config.with_(steps=2, checks=1)
+    made = recover(pruned, short.with_(teacher=twin), teacher=taught, out=tmp_path / "by-twin")
+    known = recover(pruned, short.with_(teacher=None), teacher=taught, out=tmp_path / "known-twin")
     assert same(weights(known), weights(made))
     other = import_original(tiny_detector.fresh(tmp_path / "other.pt", NAMES[:2]), imgsz=64, out=tmp_path / "other")
     with pytest.raises(ModelError, match="does not fit"):

@@ -197,7 +197,7 @@ def test_a_hard_picture_now_and_then_is_not(tmp_path, capsys):
 
 def test_divergence_for_good_is_an_error_when_nothing_better_was_found(tmp_path, capsys):
     objective = Counting(**{"_-1": nan})
-    with pytest.raises(DivergenceError, match="lower --lr"):
+    with pytest.raises(DivergenceError, match="lower lr"):
         run(tmp_path, objective)
     assert objective.calls == 4  # three roll-backs are tried
     said = capsys.readouterr().err
@@ -276,6 +276,16 @@ def test_head_stays_as_it_is_while_it_is_frozen(tmp_path):
         assert torch.equal(objective.met[step]["model.2.bias"], begin["model.2.bias"])
         assert not torch.equal(objective.met[step][trunk], begin[trunk])
     assert not torch.equal(objective.met[7][head], begin[head])
+
+
+def test_the_head_is_frozen_for_a_while_after_a_roll_back(tmp_path):
+    objective = Counting(_7=nan)
+    run(tmp_path, objective, steps=24, checks=8)
+    head, trunk, begin = "model.2.weight", "model.0.weight", objective.met[8]
+    for step in (9, 10):  # a tenth of 24 steps
+        assert torch.equal(objective.met[step][head], begin[head])
+        assert not torch.equal(objective.met[step][trunk], begin[trunk])
+    assert not torch.equal(objective.met[12][head], begin[head])
 
 
 @pytest.mark.parametrize("freeze", [True, False])

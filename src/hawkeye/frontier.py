@@ -81,19 +81,22 @@ def frontier(recipe: Recipe, *, out: Path, smaller: Path | None = None, tools: T
 
     Raises:
         ConfigError: no model, no labelled data, or no pruning.
+        InputError: a model or the data cannot be used, of the kind that fits.
         HawkeyeError: a point could not be made; what was finished is kept.
     """
     require()
     tools = tools or Tools()
     if recipe.model is None or recipe.data is None:
-        raise ConfigError("a frontier needs a model and labelled data", got=f"{recipe.model}, {recipe.data}",
-                          expected="MODEL and --data", mend="accuracy is half of the plot")  # fmt: skip
+        raise ConfigError("accuracy is half of the plot", got=f"model {recipe.model}, data {recipe.data}",
+                          expected="a model and labelled data", mend="give MODEL and --data data.yaml")  # fmt: skip
     if "prune" in recipe.skip:
         raise ConfigError("a frontier shows what pruning is worth", got=f"skip = {list(recipe.skip)}",
                           expected="a recipe that prunes", mend="take prune out of --skip")  # fmt: skip
     sizes = sorted({*recipe.search.sizes, recipe.imgsz}, reverse=True)
     bare = recipe.with_(skip=tuple({*recipe.skip, "benchmark", "pictures"}), store=None,
                         quantize=recipe.quantize.with_(mode="ptq"))  # fmt: skip
+    for model in (recipe.model, *([smaller] if smaller else ())):  # before the hours that the first of them takes
+        pipeline.check(bare.with_(model=model), out=out / f"ours-{recipe.imgsz}", stages=tools.stages)
     rest = [size for size in sizes if size != recipe.imgsz]
     # One run makes both at the size of the recipe, the original in INT8 and ours.
     run = _run(f"ours-{recipe.imgsz}", bare, out, tools)

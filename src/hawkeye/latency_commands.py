@@ -68,7 +68,7 @@ def frontier(
     """Draw the accuracy-latency curve: this detector compressed, beside itself in INT8, both at several input sizes.
 
     Each point is an ordinary run in a folder of its own; start the same command again after an interruption. Takes the
-    options of `optimize`; `search` in a recipe says which sizes, and which latencies the curves are compared at.
+    options of `optimize` but those that judge; `search` in a recipe says which sizes, and which latencies the curves are compared at.
 
     For example:
 
@@ -76,7 +76,19 @@ def frontier(
 
         hawkeye frontier yolov8s.pt --data data.yaml --out runs/s --config configs/frontier.toml --smaller yolov8n.pt
     """
-    found = load("hawkeye.frontier").frontier(options.recipe(model), out=out, smaller=smaller)
+    if options.imgsz == "auto":
+        raise ConfigError("a frontier tries every size", got="--imgsz auto",
+                          expected="a number, at which widths are chosen; `search.sizes` in a recipe has the others",
+                          mend="leave --imgsz out")  # fmt: skip
+    unused = {"--int8": options.int8 not in (None, "ptq"), "--max-drop": options.max_drop is not None,
+              "--store": options.store is not None}  # fmt: skip
+    if any(unused.values()):
+        raise ConfigError("a frontier judges nothing, and calibrates all detectors alike",
+                          got=", ".join(name for name, given in unused.items() if given),
+                          expected="none of these options")  # fmt: skip
+    recipe = options.recipe(model)
+    recipe = recipe.with_(skip=tuple(sorted({*recipe.skip, *options.left_out})))
+    found = load("hawkeye.frontier").frontier(recipe, out=out, smaller=smaller)
     if json:
         print(as_json(found))
         return

@@ -37,11 +37,13 @@ Flops = Annotated[float | None, about(PruneConfig, "flops")]
 Params = Annotated[float | None, about(PruneConfig, "params")]
 Latency = Annotated[float | None, about(PruneConfig, "latency")]
 Method = Annotated[Literal["obs", "l1", "bn", "taylor"] | None, about(PruneConfig, "method")]
+LatencyOf = Annotated[Literal["int8", "fp32"] | None, about(PruneConfig, "latency_of")]
 Align = Annotated[int | None, about(PruneConfig, "align")]
 Separable = Annotated[bool | None, about(PruneConfig, "separable")]
 Simpler = Annotated[float | None, about(PruneConfig, "hardswish")]
 Budget = Annotated[str | None, about(RecoverConfig, "budget")]
 Steps = Annotated[int | None, about(RecoverConfig, "steps")]
+Teacher = Annotated[Path | None, about(RecoverConfig, "teacher")]
 Threads = Annotated[int | None, about(BenchmarkConfig, "threads")]
 Int8 = Annotated[Literal["auto", "ptq", "qat"] | None, about(QuantizeConfig, "mode")]
 Model = Annotated[Path, Parameter(help="Checkpoint (.pt) or the folder of an artefact.")]
@@ -63,12 +65,14 @@ class RunOptions:
     flops: Flops = None
     params: Params = None
     latency: Latency = None
+    latency_of: LatencyOf = None
     method: Method = None
     align: Align = None
     separable: Separable = None
     hardswish: Simpler = None
     budget: Budget = None
     steps: Steps = None
+    teacher: Teacher = None
     int8: Int8 = None
     max_drop: Annotated[float | None, about(GateConfig, "max_drop")] = None
     imgsz: Annotated[
@@ -99,9 +103,10 @@ class RunOptions:
             base, model=model, data=self.data, images=self.images, seed=self.seed,
             imgsz=None if self.imgsz == "auto" else self.imgsz,
             device=self.device, store=self.store,
-            prune=given(base.prune, flops=self.flops, params=self.params, latency=self.latency, method=self.method,
-                        align=self.align, separable=self.separable, hardswish=self.hardswish),
-            recover=given(base.recover, budget=self.budget, steps=self.steps),
+            prune=given(base.prune, flops=self.flops, params=self.params, latency=self.latency,
+                        latency_of=self.latency_of, method=self.method, align=self.align, separable=self.separable,
+                        hardswish=self.hardswish),
+            recover=given(base.recover, budget=self.budget, steps=self.steps, teacher=self.teacher),
             quantize=given(base.quantize, mode=self.int8),
             gates=given(base.gates, max_drop=self.max_drop),
         )  # fmt: skip

@@ -108,10 +108,9 @@ def optimize(
         HawkeyeError: a stage failed; what was finished before it is kept.
     """
     stages = stages or Stages()
+    plan = check(recipe, out=out, until=until, skip=skip, stages=stages)
     skip = (*recipe.skip, *skip)
-    plan = make_plan(until, skip, store=recipe.store is not None)
     recipe = recipe.with_(skip=tuple(sorted(set(skip))))  # so that what is recorded is the whole description
-    preflight(recipe, out, plan, until, stages)
     if recipe.data is None:
         say("no --data: accuracy is not measured, and there is no gate on it; give --data to have it judged")
     with storage_errors(out), locked(out), told_in(out):
@@ -146,12 +145,18 @@ def make_plan(until: str | None, skip: Sequence[str], *, store: bool = False) ->
     return plan[: plan.index(until) + 1]
 
 
-def preflight(recipe: Recipe, out: Path, plan: Sequence[str], until: str | None, stages: Stages) -> None:
-    """Tell every mistake in the input before hours of work, and before anything is written.
+def check(recipe: Recipe, *, out: Path, until: str | None = None, skip: Sequence[str] = (),
+          stages: Stages | None = None) -> tuple[str, ...]:  # fmt: skip
+    """Tell every mistake in what `optimize` would be given, before hours of work, and before anything is written.
+
+    Returns:
+        The stages to go through.
 
     Raises:
         InputError: of the kind that fits.
     """
+    stages = stages or Stages()
+    plan = make_plan(until, (*recipe.skip, *skip), store=recipe.store is not None)
     check_space(out)
     check_owner(out)
     dataset = check_inputs(recipe, plan)
@@ -159,6 +164,7 @@ def preflight(recipe: Recipe, out: Path, plan: Sequence[str], until: str | None,
     names = stages.class_names(recipe.model)
     if dataset is not None and dataset.names != names:
         check_names(dataset, names)
+    return plan
 
 
 def check_inputs(recipe: Recipe, plan: Sequence[str]) -> Dataset | None:
@@ -196,7 +202,7 @@ def check_bounds(recipe: Recipe) -> None:
     """
     for option, value in recipe.prune.useless():
         raise BoundsError(f"{option} leaves nothing to prune", got=value, expected="a fraction below 1",
-                          mend="--skip prune compresses by INT8 alone")  # fmt: skip
+                          mend=f"{option} 0.7 keeps seven tenths; --skip prune compresses by INT8 alone")  # fmt: skip
 
 
 def check_forecast(pruned: Artifact, config: PruneConfig) -> None:
@@ -209,8 +215,11 @@ def check_forecast(pruned: Artifact, config: PruneConfig) -> None:
     before, after = told.get("before"), told.get("after")
     if not before or after >= config.floor * before:  # where the original finds nothing, nothing can be told
         return
-    flops, params = ((1 + pruned.details[f"{name}_kept"]) / 2 for name in ("flops", "params"))
-    advice = f"prune less, such as --flops {flops:.2f} --params {params:.2f}"
+    # Half way back to the original, by the bounds that were given.
+    kept = {name: pruned.details[f"{name}_kept"] for name in ("flops", "params") if getattr(config, name) < 1}
+    if "latency" in pruned.details:
+        kept["latency"] = pruned.details["latency"]["kept"]
+    advice = "prune less, such as " + " ".join(f"--{name} {(1 + part) / 2:.2f}" for name, part in kept.items())
     if config.method != "obs":
         advice += ", or --method obs, which compensates for what it removes"
     raise BoundsError("the forecast is hopeless: pruning has left hardly anything to recover",
@@ -349,7 +358,7 @@ class _Job:
         if self.recipe.data is not None:
             paths: Sequence[Path] = load_dataset(self.recipe.data).split(self.recipe.evaluate.split)
         else:
-            assert self.recipe.images is not None  # preflight saw to it
+            assert self.recipe.images is not None  # `check` saw to it
             paths = list_images(self.recipe.images)
         chosen = sample(readable(paths)[0], _PICTURES, self.recipe.seed)
         after = list(self.int8.values())[-1]  # pruned + INT8, or INT8 alone where nothing was pruned

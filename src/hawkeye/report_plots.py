@@ -219,6 +219,27 @@ def sweep(rows: Sequence[Mapping[str, Any]]) -> str:
     return _draw("sweep", 4.4, "mAP@0.5 over latency of all trials, and their front", paint)
 
 
+def allocation(rows: Sequence[Mapping[str, Any]]) -> str:
+    """mAP@0.5 of networks of one latency whose widths were chosen in several ways, before and after training."""
+    places = range(len(rows), 0, -1)  # the first on top
+
+    def paint(figure: Figure) -> None:
+        from matplotlib.ticker import FixedLocator
+
+        axes = figure.add_subplot()
+        for place, row in zip(places, rows, strict=True):
+            axes.plot([row["raw"], row["after"]], [place, place], "-", color=_LINE)
+        axes.plot([row["raw"] for row in rows], places, "o", color=_SOFT, label="as pruned")
+        axes.plot([row["after"] for row in rows], places, "o", color=_ACCENT, label="trained")
+        axes.yaxis.set_major_locator(FixedLocator(list(places)))
+        axes.set_yticklabels([row["way"] for row in rows])
+        axes.set_xlabel("mAP@0.5")
+        axes.set_ylabel("widths by")
+        figure.legend(loc="outside lower center", ncols=2)
+
+    return _draw("allocation", 1.4 + 0.35 * len(rows), "mAP@0.5 at equal latency, by how widths are chosen", paint)
+
+
 def alone(svg: str) -> str:
     """A drawing of the report's as a file of its own: with colours, size and background."""
     svg = re.sub(r"var\(--(\w+)\)", lambda found: _COLOURS[found[1]], svg)

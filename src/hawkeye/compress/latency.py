@@ -22,7 +22,7 @@ from torch import nn
 
 from hawkeye import environment
 from hawkeye.artifact import digest, write_json
-from hawkeye.compress import latency_table, yolo
+from hawkeye.compress import activations, latency_table, yolo
 from hawkeye.compress.allocate import Cost, units_of
 from hawkeye.compress.groups import Group, SplitC2f, cut_, depthwise, find_groups, merge_c2f_, split_c2f_
 from hawkeye.compress.latency_table import Table
@@ -207,7 +207,8 @@ def layers_of(model: nn.Module, imgsz: int) -> list[Layer]:
 def _wholes(model: nn.Module, half: nn.Module, layers: list[Layer], imgsz: int, threads: int) -> dict[Precision, Whole]:
     """The whole network in each precision; kept beside the tables, by its layers."""
     folder = environment.cache_dir("layers")
-    key = digest([layer.shape for layer in layers], imgsz, threads, version())
+    # An activation that is cheaper shows in no layer's shape.
+    key = digest([layer.shape for layer in layers], sorted(activations.of(model)), imgsz, threads, version())
     path = folder / f"wholes-{key[:16]}.json" if folder else None
     if path is not None and path.is_file():
         try:

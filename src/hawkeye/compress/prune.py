@@ -114,8 +114,8 @@ def prune(source: Artifact | Path, config: PruneConfig, *, out: Path, allocator:
         out, {"pytorch": target}, started=started, name="pruned", stage="prune",
         spec=spec, params=reached[0], macs=reached[1],
         parent_sha256=base.sha256, key=key, config=config.model_dump(mode="json"), seed=config.seed,
-        details={**fractions, "widths": widths, "kept_features": kept, "pictures": len(pictures),
-                 "groups": {name: len(index) for name, index in channels.items()},
+        details={**fractions, "pruned_from": base.files["pytorch"].sha256, "widths": widths, "kept_features": kept,
+                 "pictures": len(pictures), "groups": {name: len(index) for name, index in channels.items()},
                  "forecast": told, "hardswish": simpler, "separated": separated,
                  **({"latency": timed} if timed else {})},
     )  # fmt: skip

@@ -37,8 +37,8 @@ def recover(source: Artifact, config: RecoverConfig, *, teacher: Artifact, out: 
     Args:
         source: the pruned artefact.
         config: length, rates, weights, pictures.
-        teacher: the original, or another detector of the same classes (`config.teacher`, or any whose blocks are of
-            other widths than the original's), which teaches scores and boxes alone.
+        teacher: the original, or another detector of the same classes (`config.teacher`, or any that the source was
+            not pruned from), which teaches scores and boxes alone.
         out: folder of the result; holds the training state while it runs.
         look: for studies; is shown a stock network of the averaged weights with each new point of the curve.
 
@@ -65,14 +65,17 @@ def recover(source: Artifact, config: RecoverConfig, *, teacher: Artifact, out: 
     unfolded = yolo.load_checkpoint(teacher.path("pytorch")).model
     original = _frozen(unfolded, config.device)
     _check_teacher(original, loaded.model, teacher)
-    kept = _kept_features(source, loaded.model, original, config)
+    other = config.teacher is not None or _is_other(teacher, source)
+    if other:
+        say("the teacher is not what this network was pruned from: it teaches scores and boxes alone")
+    kept = _kept_features(source, original, config, other)
     learn_l, judge_l = split_holdout(labelled, config.holdout, config.seed) if labelled else ([], [])
     learn_u, judge_u = split_holdout(unlabelled, config.holdout, config.seed) if unlabelled else ([], [])
     if not learn_l + learn_u:
         raise DataError("too few pictures to learn from", got=len(labelled) + len(unlabelled),
                         expected="at least 2, one of which is set aside to choose the best weights on")  # fmt: skip
     judge = agreement(original, (judge_l + judge_u)[:64], imgsz, config.device)  # before a trunk is shared
-    length, unfolded = _shared_trunk(model, unfolded, source, config)
+    length, unfolded = _shared_trunk(model, unfolded, source, config, other)
     trunk = None
     if length:
         original = _frozen(unfolded, config.device)
@@ -243,7 +246,8 @@ def _pixels(images: Tensor) -> Tensor:
 
 def all_features(model: nn.Module, device: str) -> dict[str, Tensor]:
     """Every output channel of each block of the trunk: what a student of the same widths has kept."""
-    return {name: torch.arange(width, device=device) for name, width in _block_widths(model).items()}
+    return {name: torch.arange(model.get_submodule(last).out_channels, device=device)
+            for name, last in yolo.block_outputs(model).items()}  # fmt: skip
 
 
 def _frozen(model: nn.Module, device: str) -> nn.Module:
@@ -261,14 +265,15 @@ def _check_teacher(teacher: nn.Module, student: nn.Module, named: Artifact) -> N
                          mend="name a detector of the same family, trained on the same classes")  # fmt: skip
 
 
-def _shared_trunk(model: nn.Module, teacher: nn.Module, source: Artifact, config: RecoverConfig
+def _shared_trunk(model: nn.Module, teacher: nn.Module, source: Artifact, config: RecoverConfig, other: bool
                   ) -> tuple[int, nn.Module]:  # fmt: skip
     """How many leading layers a pruned student shares with what it was pruned from, and the teacher that has them.
 
-    That teacher has the student's own, with their Hardswish where there is any: cheaper than to compute both.
+    That teacher has the student's own, with their Hardswish where there is any: cheaper than to compute both. None
+    with another teacher, whose layers go with other ones behind them.
     """
     trained = source.stage == "recover" and source.config.get("trunk") == "trained"
-    if config.trunk == "trained" or config.teacher is not None or source.name == "original" or trained:
+    if config.trunk == "trained" or other or source.name == "original" or trained:
         return 0, teacher
     length = untouched(model, teacher)
     if length:
@@ -290,30 +295,23 @@ def _stock_(model: nn.Module, trunk: SharedTrunk | None) -> nn.Module:
     return model
 
 
-def _kept_features(source: Artifact, model: nn.Module, teacher: nn.Module, config: RecoverConfig
-                   ) -> dict[str, Tensor]:  # fmt: skip
+def _is_other(teacher: Artifact, source: Artifact) -> bool:
+    """Whether the teacher is another network than the one that the student was made of, as far as that is recorded."""
+    base = source.files["pytorch"].sha256 if source.stage == "original" else source.details.get("pruned_from")
+    return base is not None and base != teacher.files["pytorch"].sha256
+
+
+def _kept_features(source: Artifact, teacher: nn.Module, config: RecoverConfig, other: bool) -> dict[str, Tensor]:
     """The teacher's channels that each block of the student has kept; all of them for an unpruned student.
 
     None where the teacher is another network than the one that they were kept of.
     """
-    if not config.features or config.teacher is not None:
+    if not config.features or other:
         return {}
     recorded = source.details.get("kept_features")
     if recorded is None and source.name != "original":
         raise ModelError("the artefact does not tell which channels it has kept", got=source.root,
                          expected="an artefact of `hawkeye prune`", mend="set features = 0")  # fmt: skip
     if recorded is None:
-        widths = _block_widths(model)
-    else:
-        widths = {name: source.details["widths"][f"{name}.conv"][0] for name in recorded}
-    if _block_widths(teacher) != widths:
-        say("the teacher has blocks of other widths than the original: it teaches scores and boxes alone")
-        return {}
-    if recorded is None:
         return all_features(teacher, config.device)
     return {name: torch.tensor(index, device=config.device) for name, index in recorded.items()}
-
-
-def _block_widths(model: nn.Module) -> dict[str, int]:
-    """Output channels of each block of the trunk."""
-    return {name: model.get_submodule(last).out_channels for name, last in yolo.block_outputs(model).items()}

@@ -41,6 +41,7 @@ _SPIKE, _SPIKES = 4.0, 3
 # So is a judgement this many times the start's, where the start must not be lost. A smaller fall has until the second
 # half: on the way to something better the judgement rises by a fifth by itself, while the rate is at its peak.
 _WORSE = 1.5
+_CALM = 0.1  # part of the run for which recovery's head is frozen after a roll-back
 
 Batch = dict[str, Any]
 Objective = Callable[[nn.Module, Batch], Tensor]
@@ -173,7 +174,7 @@ def fit_(
     if loop.gave_up and loop.best_score >= loop.start_score:
         raise DivergenceError("training diverges and nothing better than the start was found",
                               got=f"{_MAX_ROLLBACKS} roll-backs, last rate {loop.rate:.1e}",
-                              mend="lower --lr, or freeze the head first with head_frozen")  # fmt: skip
+                              mend="a lower lr in a recipe, under [recover] or [quantize]")  # fmt: skip
     model.load_state_dict(loop.best)
     return loop.curve, loop.best_score, loop.start_score
 
@@ -233,7 +234,9 @@ class _Loop:
         """One optimizer step; returns the loss. Waiting for pictures is part of its time."""
         began = time.monotonic()
         batch = next(batches)
-        frozen_head = self.progress() < self.config.head_frozen
+        # Recovery that has diverged goes on with the trunk alone for a while: the head follows what is before it.
+        calm = self.rescue is None and self.rollbacks > 0 and self.progress() < self.since + _CALM
+        frozen_head = calm or self.progress() < self.config.head_frozen
         for group in self.optimizer.param_groups:
             group["lr"] = 0.0 if frozen_head and group["head"] else self.rate
         self.model.train()

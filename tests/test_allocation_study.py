@@ -1,0 +1,46 @@
+"""benchmarks/allocation.py: widths chosen in six ways at one latency, each row made once."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+torch = pytest.importorskip("torch")
+for _package in ("ultralytics", "lightning_fabric", "torch_pruning"):
+    pytest.importorskip(_package)
+
+import benchmark_programs  # noqa: E402
+from hawkeye.scenes import draw_dataset  # noqa: E402
+from test_latency import detector, small_profile  # noqa: E402, F401  # fixtures
+
+pytestmark = pytest.mark.compress
+
+
+def test_every_way_is_within_the_latency_and_no_row_is_made_twice(
+    small_profile,  # noqa: F811
+    detector,  # noqa: F811
+    tmp_path,
+    monkeypatch,
+    capsys,
+):
+    program = benchmark_programs.load("allocation")
+    monkeypatch.setattr(program, "networks_of", lambda *_: {"int8": None})  # test_latency.py times real ones
+    monkeypatch.setattr(program, "networks_ms", lambda networks, **_: [[10.0], *[[7.0]] * (len(networks) - 1)])
+    scenes = draw_dataset(tmp_path / "scenes", train=24, val=4, imgsz=64, seed=1)
+    out = tmp_path / "out"
+    words = [str(detector), "--data", str(scenes), "--out", str(out), "--imgsz", "64", "--latency", "0.75", "--samples",
+             "8", "--rounds", "1", "--steps", "2"]  # fmt: skip
+    program.main(words)
+    told = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    rows = {row["way"]: row for row in told["rows"]}
+    assert tuple(rows) == program.WAYS
+    assert all(row["predicted"] <= 0.75 and row["measured"] == pytest.approx(0.7) for row in rows.values())
+    assert all(0 <= row[key] <= 1 for row in rows.values() for key in ("raw", "after", "flops", "params"))
+    assert len({(row["flops"], row["params"]) for row in rows.values()}) >= 3  # ways differ in what they take
+    assert rows["latency"]["below"] == 0
+    drawing = (out / "allocation.svg").read_text()
+    assert drawing.startswith("<svg") and all(f">{way}<" in drawing for way in rows)
+    stamps = {path: path.stat().st_mtime_ns for path in out.rglob("*.pt")}
+    program.main(words)
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*.pt")} == stamps
