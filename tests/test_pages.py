@@ -22,16 +22,17 @@ from fastapi import FastAPI
 
 from follower_ir import NAMES, frames, save_video
 from hawkeye.detections import Detections
+from hawkeye.errors import ConfigError
 from hawkeye.geometry import iou_matrix
 from hawkeye.serve.core import Service
 from hawkeye.serve.language import Texts, preferred, translated
 from hawkeye.serve.metrics import BOUNDS_MS, why_slow
-from hawkeye.serve.pages import counts, shots
+from hawkeye.serve.pages import counts, drawing, shots
 from hawkeye.serve.pages.frames import Frames, wanted_of
 from hawkeye.serve.pages.layout import table_html
 from hawkeye.serve.pages.models import row_figures
 from hawkeye.serve.runs import Runs
-from hawkeye.serve.schemas import CountRow, Histogram
+from hawkeye.serve.schemas import CountRow, Histogram, RuleSpec
 from hawkeye.serve.streams import Viewers
 from hawkeye.serve.texts import TEXTS
 
@@ -222,6 +223,29 @@ def test_frames_of_sources_that_may_not_be_seen_never_go_out(service: Service):
     got = asyncio.run(played(service, lambda: nobody, {"roll": 320}, 0.4))
     assert got == [({}, b"")], "only a sign of life"
     assert asyncio.run(played(service, lambda: None, {"roll": 320}, 0.4)) == []
+
+
+# -- lines and zones --------------------------------------------------------------------------------------------------
+
+
+def test_a_rule_takes_no_other_ones_name_and_is_lost_to_no_refusal(service: Service):
+    def rule(name: str, **more: Any) -> RuleSpec:
+        return RuleSpec(kind="line", name=name, points=((0.5, 0.0), (0.5, 1.0)), **more)
+
+    gate, door = rule("gate", repeat=True), rule("door")
+    try:
+        drawing.put_rule(service, "roll", gate)
+        drawing.put_rule(service, "roll", door)
+        with pytest.raises(ConfigError, match="another name"):
+            drawing.put_rule(service, "roll", rule("gate"), instead="door")
+        with pytest.raises(ConfigError, match="elephant"):
+            drawing.put_rule(service, "roll", rule("way", classes=("elephant",)), instead="door")
+        assert service.rules("roll") == (gate, door)
+        drawing.put_rule(service, "roll", rule("way"), instead="door")
+        assert service.rules("roll") == (gate, rule("way"))
+    finally:
+        for left in service.rules("roll"):
+            service.remove_rule("roll", left.name)
 
 
 # -- Detect -----------------------------------------------------------------------------------------------------------
