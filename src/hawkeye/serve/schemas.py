@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, computed_field
 
 from hawkeye.runtime.stream import State
 from hawkeye.track.rules import Anchor, Line, Rule, Zone
@@ -226,7 +227,7 @@ class Detecting(Schema):
 
 
 class CountRow(Schema):
-    """One span of time of one measure.
+    """One span of time of one measure; in JSON, `class_name` is `class`, and `time` is `start` in ISO 8601.
 
     Attributes:
         start: seconds since 1970 (UTC) at which the span begins. seconds: its length; longer than asked for where
@@ -242,10 +243,15 @@ class CountRow(Schema):
     seconds: float
     source: str
     rule: str
-    class_name: str
+    class_name: str = Field(serialization_alias="class")
     measure: str
     value: float | None
     covered: float
+
+    @computed_field(json_schema_extra={"format": "date-time"})
+    def time(self) -> str:
+        """When the span begins, in ISO 8601 (UTC)."""
+        return datetime.fromtimestamp(self.start, UTC).isoformat(timespec="seconds")
 
 
 class AlertSpec(Schema):
