@@ -276,6 +276,8 @@ def test_counts_as_json_csv_and_parquet(client: TestClient) -> None:
     for bad in ("start=5&end=4", "start=0&end=1e10&bucket_s=1", "bucket_s=0", "format=xls", "end=nan"):
         assert client.get(f"/v1/counts?{bad}").status_code in (400, 422), bad
     assert isinstance(client.get("/v1/counts").json(), list)
+    typo = client.get("/v1/counts?source=dor")
+    assert typo.status_code == 404 and "expected: door" in typo.json()["detail"], "removed, but with counts"
 
 
 def test_reports_run_nothing(client: TestClient) -> None:

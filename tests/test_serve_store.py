@@ -218,6 +218,18 @@ def test_old_seconds_become_minutes_and_hours_and_sums_stay(tmp_path: Path) -> N
     store.close()
 
 
+def test_what_was_counted_is_known_by_source_and_rule(store: Store) -> None:
+    assert store.counted() == {}
+    old = int(time.time()) - 40 * 86_400
+    for start in (old, old + 39 * 86_400):
+        store.add({(start, "gone", "gate", "", "line_s"): 1.0, (start + 1, "gone", "gate", "thing", "in"): 1.0,
+                   (start, "gone", "yard", "", "most"): 1.0, (start, "gone", "yard", "", "zone_s"): 1.0,
+                   (start, "gone", "", "", "picture_s"): 1.0, (start, "first", "door", "thing", "out"): 1.0,
+                   (start, "empty", "", "", "picture_s"): 1.0})  # fmt: skip
+        store.keep_house()
+    assert store.counted() == {"empty": {}, "first": {"door": "line"}, "gone": {"gate": "line", "yard": "zone"}}
+
+
 def test_the_store_keeps_within_its_size(tmp_path: Path) -> None:
     store = Store(tmp_path / "s.sqlite3", ServeConfig(max_store_bytes=1_000_000, keep_seconds_days=300))
     now = int(time.time())

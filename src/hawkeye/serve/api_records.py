@@ -71,13 +71,20 @@ async def counts(
     utc_offset_s: Annotated[int, Query(ge=-_DAY_S, le=_DAY_S, description="Days begin at midnight there.")] = 0,
     format: Annotated[Literal["json", "csv", "parquet"], Query()] = "json",  # noqa: A002
 ) -> Response:
-    """Counts over time; left out, of the last hour. Gaps are gaps: a span without data has no value, never 0."""
+    """Counts over time; left out, of the last hour. Gaps are gaps: a span without data has no value, never 0.
+
+    Sources that were removed have theirs still.
+    """
     if source is not None and not who.sees(source):
         raise NotFound("source", source, who.sources or ())
     end = time.time() if end is None else end
     start = max(0.0, end - 3600.0) if start is None else start
 
     def read() -> bytes:
+        if source is not None:
+            known = dict.fromkeys((*(info.name for info in service.sources()), *service.store.counted()))
+            if source not in known:
+                raise NotFound("source", source, filter(who.sees, known))
         rows = service.counts(start=start, end=end, bucket_s=bucket_s, source=source, rule=rule,
                               class_name=class_name, measure=measure, utc_offset_s=utc_offset_s)  # fmt: skip
         return export.write([row for row in rows if who.sees(row.source)], format)

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hawkeye.errors import ConfigError, StorageError
 from hawkeye.serve.config import ServeConfig
@@ -25,6 +25,7 @@ Key = tuple[int, str, str, str, str]  # second, source, rule ("" the picture), c
 LARGEST = "most"
 # Seconds from which there is data, by what they are of, and what is counted there.
 COVERED = {"line_s": ("in", "out"), "zone_s": ("enter", "exit"), "picture_s": ("seen",)}
+_OF_LINES = ("line_s", *COVERED["line_s"])
 _MAX_SPANS, _MAX_ROWS = 50_000, 200_000
 _STEPS = ((1, 60), (60, 3600))  # seconds to minutes, minutes to hours
 _MINUTES_LAST = 30  # times as long as seconds
@@ -158,6 +159,20 @@ class Store:
                           "= ? AND measure = ? AND class != '' AND start >= ? AND start < ? GROUP BY class",
                           (source, rule, measure, math.floor(start), math.ceil(end)))  # fmt: skip
         return {name: round(value) for name, value in rows}
+
+    def counted(self) -> dict[str, dict[str, Literal["line", "zone"]]]:
+        """Every source that there are counts of, removed or not, and of each its lines and zones."""
+        found: dict[str, dict[str, Literal["line", "zone"]]] = {}
+        at: Sequence[Any] = (0, "", "")
+        # From one rule to the next by the primary key: a DISTINCT would read every count.
+        while rows := self._read("SELECT step, source, rule, measure FROM counts WHERE (step, source, rule, class) > "
+                                 "(?, ?, ?, char(0x10ffff)) ORDER BY step, source, rule, class, measure LIMIT 1",
+                                 at):  # fmt: skip
+            (*at, measure) = rows[0]
+            rules = found.setdefault(at[1], {})
+            if at[2]:
+                rules.setdefault(at[2], "line" if measure in _OF_LINES else "zone")
+        return found
 
     def counts(
         self,
