@@ -293,6 +293,7 @@ def test_a_picture_is_looked_at_once_and_comes_out_in_each_form(service: Service
 
 
 def test_a_video_is_looked_at_and_can_be_stopped(service: Service, tmp_path: Path):
+    asked = service.metrics.requests
     shot = shots.Shot("roll.mp4", path=save_video(tmp_path / "0.mp4"))
     done = shots.look(service, shot, "original")
     assert len(done.found) == len(shot.jpegs) == 30 and shot.times_s == sorted(shot.times_s)
@@ -300,6 +301,7 @@ def test_a_video_is_looked_at_and_can_be_stopped(service: Service, tmp_path: Pat
     assert len(again.found) == 4 and set(shot.passes) == {"original", "original+int8"}
     shots.look_again(service, shot, ["original", "original+int8"], 3, 2)
     assert len(shot.passes["original"].again_ms) == 2
+    assert service.metrics.requests == asked + 30 + 4 + 2 * 2
 
 
 # -- Counts -----------------------------------------------------------------------------------------------------------

@@ -55,6 +55,16 @@ def test_kserve_finds_what_detect_finds(client: TestClient) -> None:
             assert outputs["class_names"]["data"] == [box["name"] for box in expected]
 
 
+def test_kserve_is_counted_as_a_request(client: TestClient) -> None:
+    def asked() -> tuple[int, int]:
+        facts = client.get("/v1/statistics").json()
+        return facts["requests"], sum(facts["stages"]["total"]["counts"])
+
+    before = asked()
+    assert client.post("/v2/models/tiny/infer", json={"inputs": [_FINE]}).status_code == 200
+    assert asked() == (before[0] + 1, before[1] + 1)
+
+
 def test_kserve_takes_and_gives_bytes(client: TestClient) -> None:
     image = world.scene(size=(90, 120))
     plain = client.post("/v2/models/tiny/infer", json={"inputs": [

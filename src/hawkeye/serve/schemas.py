@@ -192,7 +192,7 @@ class Detected(Schema):
     """What was found in one picture.
 
     Attributes:
-        timings_ms: `decode`, `wait` (for a free detector), `pre`, `network`, `post`.
+        timings_ms: `decode`, `wait` (for a free detector), `pre`, `network`, `post`, and `total` of all.
     """
 
     model: str = Field(examples=["pruned+int8"])
@@ -200,7 +200,7 @@ class Detected(Schema):
     height: int = Field(examples=[720])
     detections: tuple[Box, ...]
     timings_ms: dict[str, float] = Field(
-        examples=[{"decode": 4.1, "wait": 0.0, "pre": 0.4, "network": 9.8, "post": 0.2}]
+        examples=[{"decode": 4.1, "wait": 0.0, "pre": 0.4, "network": 9.8, "post": 0.2, "total": 14.5}]
     )
 
 
