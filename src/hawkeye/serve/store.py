@@ -192,17 +192,24 @@ class Store:
             ConfigError: an empty range, or too many spans.
         """
         span = _span(start, end, bucket_s)
-        where, values = "step IN (1, 60, 3600) AND start >= :start AND start < :end", {"start": 0, "end": 0}
-        values |= {"start": _floor(start, span, utc_offset_s), "end": math.ceil(end)}
+        where = "step IN (1, 60, 3600) AND start >= :start AND start < :end"
         filters: dict[str, Any] = {k: v for k, v in (("source", source), ("rule", rule)) if v is not None}
         where += "".join(f" AND {name} = :{name}" for name in filters)
-        (coarsest,) = self._read(f"SELECT max(step) FROM counts WHERE {where}", values | filters)[0]
-        span = max(span, coarsest or 1)  # what is kept by the minute cannot be told by the second
-        first = _floor(start, span, utc_offset_s)
+        values: dict[str, Any] = filters | {"end": math.ceil(end)}
+        # What is kept by the minute or hour cannot be told by less, nor cut: spans are whole ones of it and begin with
+        # one. A longer span may reach back to what is kept by the hour, hence again.
+        step = 1
+        while True:
+            span, offset = -(-span // step) * step, utc_offset_s // step * step
+            first = _floor(start, span, offset)
+            (coarsest,) = self._read(f"SELECT max(step) FROM counts WHERE {where}", values | {"start": first})[0]
+            if (coarsest or 1) <= step:
+                break
+            step = coarsest
         rows = self._read(
             f"SELECT source, rule, class, measure, (start + :offset) / :span * :span - :offset AS bucket, {_SUM} "
             f"FROM counts WHERE {where} GROUP BY source, rule, class, measure, bucket",
-            values | filters | {"start": first, "span": span, "offset": utc_offset_s},
+            values | {"start": first, "span": span, "offset": offset},
         )
         starts = range(first, math.ceil(end), span)
         found = [row for row in _rows_of(rows, span, starts)

@@ -208,6 +208,7 @@ TEXTS: Mapping[str, tuple[str, str]] = {
     "counts.none": ("Nothing was counted in this time.", "这段时间没有计数。"),
     "counts.none.how": ("Counting begins with the first source on the page Live.",
                         "在“实时”页面添加视频源后即开始计数。"),
+    "counts.removed": ("{name} (removed)", "{name}（已移除）"),
     "counts.gap": ("no data", "无数据"),
     "counts.gaps": ("Shaded: no data. That is not zero.", "阴影处没有数据，并不是零。"),
     "counts.covered": ("data for {percent} % of this time", "这段时间中 {percent}% 有数据"),
