@@ -215,6 +215,17 @@ def test_old_seconds_become_minutes_and_hours_and_sums_stay(tmp_path: Path) -> N
     assert store.total("fake", "gate", "in", 0, 1e10) == {"thing": 720}
     assert value(store, "in", older, older + 3600, 3600) == [360.0]
     assert store._read("SELECT max(value) FROM counts WHERE step = 3600 AND measure = 'most'", ()) == [(359.0,)]
+
+    def spans(start: int, end: int, bucket_s: int, offset: int = 0) -> list[tuple[float, float, float | None]]:
+        rows = store.counts(start=start, end=end, bucket_s=bucket_s, utc_offset_s=offset, measure="in",
+                            class_name="all")  # fmt: skip
+        return [(row.start, row.seconds, row.value) for row in rows]
+
+    # What is kept by the minute or hour is in the span that it lies in, and in one only.
+    assert {(seconds, n) for _, seconds, n in spans(old, old + 3600, 90)} == {(120.0, 12.0)}
+    assert spans(older, older + 3600, 5400)[-1][1:] == (7200.0, 360.0)
+    assert spans(older, older + 3600, 3600, 19_800) == [(older, 3600.0, 360.0)], "5 h 30 min ahead of UTC"
+    assert spans(older + 1800, older + 1860, 60) == [(older, 3600.0, 360.0)], "a part of what is known by the hour"
     store.close()
 
 

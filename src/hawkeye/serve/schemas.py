@@ -230,8 +230,8 @@ class CountRow(Schema):
     """One span of time of one measure; in JSON, `class_name` is `class`, and `time` is `start` in ISO 8601.
 
     Attributes:
-        start: seconds since 1970 (UTC) at which the span begins. seconds: its length; longer than asked for where
-            counts are so old that they are kept by the minute or hour only.
+        start: seconds since 1970 (UTC) at which the span begins. seconds: its length. Where counts are so old that they
+            are kept by the minute or hour only, spans are whole ones of these: longer than asked for, if need be.
         rule: name of the line or zone; "" is the whole picture.
         measure: `in`, `out` (line); `enter`, `exit`, `occupancy_mean`, `occupancy_max` (zone); `seen` (new objects),
             `present_mean`, `present_max` (whole picture).

@@ -192,27 +192,22 @@ class Store:
             ConfigError: an empty range, or too many spans.
         """
         span = _span(start, end, bucket_s)
-        where = "step IN (1, 60, 3600) AND start >= :start AND start < :end"
+        where = "start >= :start AND start < :end"
         filters: dict[str, Any] = {k: v for k, v in (("source", source), ("rule", rule)) if v is not None}
         where += "".join(f" AND {name} = :{name}" for name in filters)
-        values: dict[str, Any] = filters | {"end": math.ceil(end)}
-        # What is kept by the minute or hour cannot be told by less, nor cut: spans are whole ones of it and begin with
-        # one. A longer span may reach back to what is kept by the hour, hence again.
-        step = 1
-        while True:
-            span, offset = -(-span // step) * step, utc_offset_s // step * step
-            first = _floor(start, span, offset)
-            (coarsest,) = self._read(f"SELECT max(step) FROM counts WHERE {where}", values | {"start": first})[0]
-            if (coarsest or 1) <= step:
+        # What is kept by the hour or minute cannot be told by less, nor cut: spans are whole ones, and begin with one.
+        for step in (3600, 60, 1):
+            wide, offset = -(-span // step) * step, utc_offset_s // step * step
+            values = filters | {"start": _floor(start, wide, offset), "end": math.ceil(end)}
+            if self._read(f"SELECT 1 FROM counts WHERE step = {step} AND {where} LIMIT 1", values):
                 break
-            step = coarsest
         rows = self._read(
             f"SELECT source, rule, class, measure, (start + :offset) / :span * :span - :offset AS bucket, {_SUM} "
-            f"FROM counts WHERE {where} GROUP BY source, rule, class, measure, bucket",
-            values | {"start": first, "span": span, "offset": offset},
+            f"FROM counts WHERE step IN (1, 60, 3600) AND {where} GROUP BY source, rule, class, measure, bucket",
+            values | {"span": wide, "offset": offset},
         )
-        starts = range(first, math.ceil(end), span)
-        found = [row for row in _rows_of(rows, span, starts)
+        starts = range(values["start"], values["end"], wide)
+        found = [row for row in _rows_of(rows, wide, starts)
                  if class_name in (None, row.class_name) and measure in (None, row.measure)]  # fmt: skip
         return sorted(found, key=lambda row: (row.source, row.rule, row.measure, row.class_name, row.start))
 
