@@ -16,6 +16,7 @@ pytest.importorskip("fastapi")
 from fastapi.testclient import TestClient  # noqa: E402
 
 import serve_world as world  # noqa: E402
+from hawkeye.serve.kserve import Inferred  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +46,9 @@ def test_kserve_finds_what_detect_finds(client: TestClient) -> None:
             answer = client.post(path, json=body)
             assert answer.status_code == 200, answer.text
             found = answer.json()
+            assert Inferred.model_validate(found).model_dump(mode="json", exclude_unset=True) == found, (
+                "as its schema says"
+            )
             assert (found["id"], found["model_name"], found["model_version"]) == ("7", "tiny", "1")
             outputs = {output["name"]: output for output in found["outputs"]}
             assert outputs["boxes"]["shape"] == [len(expected), 4]

@@ -19,9 +19,12 @@ RAW = ("image/jpeg", "image/png", "image/webp", "image/bmp", "image/tiff", "appl
 def body_schema(*, many: bool) -> dict[str, Any]:
     """`requestBody` in OpenAPI."""
     field = {"files": {"type": "array", "items": _BINARY}} if many else {"file": _BINARY}
-    form = {"schema": {"type": "object", "required": list(field), "properties": field}}
-    raw = {} if many else {kind: {"schema": _BINARY} for kind in RAW}
-    return {"required": True, "content": {_FORM: form, **raw}}
+    curl = "curl -F a=@street.jpg -F b=@yard.jpg" if many else "curl -F file=@street.jpg"
+    values = {"files": ["bytes of street.jpg", "bytes of yard.jpg"]} if many else {"file": "bytes of street.jpg"}
+    form = {"schema": {"type": "object", "required": list(field), "properties": field},
+            "examples": {curl: {"value": values}}}  # fmt: skip
+    raw = {"schema": _BINARY, "examples": {"curl --data-binary @street.jpg": {"value": "bytes of street.jpg"}}}
+    return {"required": True, "content": {_FORM: form, **({} if many else dict.fromkeys(RAW, raw))}}
 
 
 async def one_picture(request: Request) -> bytes:
