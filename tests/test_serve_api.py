@@ -103,6 +103,13 @@ def test_what_cannot_be_detected_is_a_problem(
     assert (problem["status"], problem["type"]) == (status, "about:blank")
 
 
+def test_what_curl_makes_of_a_file_with_d_is_told(client: TestClient) -> None:
+    good, kind = world.png(world.scene()), {"Content-Type": "application/x-www-form-urlencoded"}
+    assert client.post("/v1/detect", content=good, headers=kind).status_code == 200, "as --data-binary sends"
+    answer = client.post("/v1/detect", content=good.translate(None, b"\r\n\0"), headers=kind)
+    assert (answer.status_code, "--data-binary" in answer.json()["detail"]) == (400, True)
+
+
 def test_a_batch_with_a_bad_picture(client: TestClient) -> None:
     good = world.png(world.scene())
     answer = client.post("/v1/detect/batch", files=[("a", good), ("b", b"bad"), ("c", good)])
