@@ -22,8 +22,9 @@ from fastapi import FastAPI
 
 from follower_ir import NAMES, frames, save_video
 from hawkeye.detections import Detections
-from hawkeye.errors import ConfigError
+from hawkeye.errors import ConfigError, StorageError
 from hawkeye.geometry import iou_matrix
+from hawkeye.serve.config import ServeConfig
 from hawkeye.serve.core import Service
 from hawkeye.serve.language import Texts, preferred, translated
 from hawkeye.serve.metrics import BOUNDS_MS, why_slow
@@ -31,8 +32,10 @@ from hawkeye.serve.pages import counts, drawing, shots
 from hawkeye.serve.pages.frames import Frames, wanted_of
 from hawkeye.serve.pages.layout import table_html
 from hawkeye.serve.pages.models import row_figures
+from hawkeye.serve.problems import Busy, NotFound
 from hawkeye.serve.runs import Runs
-from hawkeye.serve.schemas import CountRow, Histogram, RuleSpec
+from hawkeye.serve.schemas import CountRow, Histogram, RuleSpec, SourceSpec
+from hawkeye.serve.sources import Guard
 from hawkeye.serve.streams import Viewers
 from hawkeye.serve.texts import TEXTS
 
@@ -116,6 +119,33 @@ def test_why_it_is_slow_is_told_in_chinese(sources: list[Any], decode_ms: float 
     for text in words:
         assert translated(text, "en") == text
         assert re.search("[\u4e00-\u9fff]", translated(text, "zh")), text
+
+
+def tried_sources(folder: Path) -> Iterator[str]:
+    for config, address in (
+        ({}, "rtsp://camera/1"), ({}, "rtsp://metadata/1"), ({}, "rtsp://all/1"), ({}, "rtsp://nobody/1"),
+        ({}, "rtps://camera/1"), ({}, "door.mp4"), ({"media": folder}, "door.mp4"), ({"cameras": False}, "0"),
+        ({"networks": ("127.0.0.0/8",)}, "rtsp://here:1/1"), ({"cameras": True}, "99"),
+    ):  # fmt: skip
+        hosts = {"camera": "192.168.1.20", "metadata": "169.254.169.254", "all": "0.0.0.0", "here": "127.0.0.1"}
+
+        def lookup(host: str, *_: Any, hosts: dict[str, str] = hosts) -> list[tuple[Any, ...]]:
+            if host not in hosts:
+                raise OSError
+            return [(0, 0, 0, "", (hosts[host], 0))]
+
+        yield Guard(ServeConfig(**config), lookup=lookup).test(SourceSpec(address=address)).words
+
+
+def test_what_goes_wrong_most_is_told_in_chinese(tmp_path: Path):
+    full = StorageError("the store cannot be written", got="database or disk is full", mend="free some space")
+    said = [*tried_sources(tmp_path), "no history: database or disk is full", str(full), str(Busy(2.0)),
+            str(NotFound("source", "dor", ["door"])), "door.mp4: pictures of 640 x 360, 25 per second",
+            "door: camera or network gives nothing (cannot open rtsp://x; got: x:554: no answer)"]  # fmt: skip
+    for words in said:
+        assert translated(words, "en") == words
+        chinese = translated(words, "zh")
+        assert not re.search("[a-z]{2,} [a-z]{2,}", chinese), chinese
 
 
 def test_a_key_that_is_not_known_is_an_error():

@@ -1,6 +1,6 @@
 """The catalogue: every text of the pages, in English and Chinese; one row each, so that neither can lack one.
 
-Messages of errors come from `hawkeye.errors` in English; the pages show them as they are, under a line of their own.
+Messages of errors come from `hawkeye.errors` in English; `language.translated` knows those that operators meet most.
 """
 
 from __future__ import annotations
