@@ -122,7 +122,10 @@ def model(model: ModelId, service: Serving) -> ModelInfo:
 
 @router.put("/v1/served", tags=["models"], **needs("admin", 404, 503, 507))
 async def switch(choice: Annotated[Choice, _CHOICE], service: Serving, slow: Slow) -> ModelInfo:
-    """Serve another model; no frame of a live stream is dropped for it. Waits for its compilation."""
+    """Serve another model. Waits for its compilation.
+
+    No frame of a live stream is dropped if its classes are the same; if not, sources are opened again.
+    """
     return await slow.run(service.switch_model, choice.model)
 
 

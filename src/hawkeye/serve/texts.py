@@ -253,8 +253,9 @@ TEXTS: Mapping[str, tuple[str, str]] = {
     "models.row.none": ("Its run has no figures for it.", "所属任务没有它的数据。"),
     "models.serve": ("Serve this", "换用"),
     "models.serve.sure": (
-        "Serve {name} instead of {old}? No frame is dropped; the old one finishes what it has begun.",
-        "用 {name} 替换 {old}？不会丢帧，旧模型会先处理完手头的帧。",
+        "Serve {name} instead of {old}? If both have the same classes, no frame is dropped. If not, every source is "
+        "opened again, and lines and zones count from zero.",
+        "用 {name} 替换 {old}？类别相同则不会丢帧；类别不同则所有视频源会重新打开，计数线与区域从零计数。",
     ),
     "models.switching": ("Compiling {name}; the old one works on meanwhile …", "正在编译 {name}，旧模型继续工作……"),
     "models.switched": ("{name} is served now", "现在使用 {name}"),
