@@ -26,7 +26,8 @@ NewAlert = Annotated[AlertSpec, Body(openapi_examples={
     "silent": {"value": {"name": "silent", "measure": "silent", "duration_s": 60, "mqtt_topic": "hawkeye/alerts"}},
 })]  # fmt: skip
 AlertName = Annotated[str, Path(max_length=200, examples=["crowded"])]
-Time = Annotated[float | None, Query(ge=0, le=1e11, examples=[1.8e9], description="Seconds since 1970 (UTC).")]
+Start = Annotated[float | None, Query(ge=0, le=1e11, examples=[1_790_000_000], description="Seconds since 1970 (UTC).")]
+End = Annotated[float | None, Query(ge=0, le=1e11, examples=[1_790_086_400], description="Seconds since 1970 (UTC).")]
 
 
 class NewToken(Schema):
@@ -67,8 +68,8 @@ async def counts(
     service: Serving,
     who: Who,
     slow: Slow,
-    start: Time = None,
-    end: Time = None,
+    start: Start = None,
+    end: End = None,
     bucket_s: Annotated[
         float, Query(ge=1, le=366 * _DAY_S, examples=[3600], description="Length of the spans in seconds.")
     ] = 60.0,
