@@ -73,7 +73,8 @@ def soak(service: Served, address: str, jpeg: bytes, minutes: float) -> dict[str
     def view(number: int) -> None:
         while not halt.is_set():
             try:
-                found["viewed"] += len(watch(service.port, f"cam{number}", min(end, time.monotonic() + 20), "fps=2"))
+                until = min(end, time.monotonic() + 20)
+                found["viewed"] += len(watch(service.port, f"cam{number}", until, pause_s=0.5))
             except (OSError, http.client.HTTPException, cv2.error):
                 halt.wait(0.5)
 

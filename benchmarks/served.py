@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import re
 import signal
@@ -139,22 +140,26 @@ def cameras(pictures: Sequence[bytes], fps: float, *, break_s: float = 0.0) -> I
         server.server_close()
 
 
-def watch(port: int, source: str, end_s: float, query: str = "drawn=false&fps=15") -> list[tuple[float, int]]:
-    """Look at a live stream until a time; when each picture came and which number it bears."""
+def watch(port: int, source: str, end_s: float, *, pause_s: float = 0.0) -> list[tuple[float, int]]:
+    """Look at a live source as a page does until a time; when each picture came and which number it bears.
+
+    Args:
+        pause_s: after each picture; the service leaves out what comes meanwhile.
+    """
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-    connection.request("GET", f"/v1/streams/{source}/mjpeg?{query}")
+    connection.request("GET", f"/pages/frames?s={source}:1280")  # see pages/frames.py
     answer = connection.getresponse()
     seen = []
-    while time.monotonic() < end_s:
-        while not (line := answer.readline()).startswith(b"Content-Length"):
-            if not line:
-                return seen
-        answer.readline()
-        body = answer.read(int(line.split()[1]))
+    while time.monotonic() < end_s and (head := answer.read(4)):
+        about = json.loads(answer.read(int.from_bytes(head, "big")))
+        if not about:  # a sign of life
+            continue
+        body = answer.read(about["bytes"])
         came_s = time.monotonic()
         image = cv2.imdecode(np.frombuffer(body, np.uint8), cv2.IMREAD_REDUCED_COLOR_2)
         doubled = np.asarray(cv2.resize(image, None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST), np.uint8)
         seen.append((came_s, number_of(doubled)))
+        time.sleep(pause_s)
     connection.close()
     return seen
 

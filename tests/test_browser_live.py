@@ -114,6 +114,10 @@ def test_all_of_it_with_the_keyboard(browser: Browser, service: Service):
     browser.type(fields, "80")
     browser.click(".q-dialog button", "Save")
     browser.until(lambda: service.rules("roll")[0].points[1][0] == 0.8)
+    browser.type('.q-dialog input[aria-label="Name"]', "\ue003")
+    browser.click(".q-dialog button", "Save")
+    browser.until(lambda: "Give it a name" in browser.text("body"))
+    assert len(service.rules("roll")) == 1
 
 
 def test_tab_reaches_everything_and_the_focus_is_seen(browser: Browser):

@@ -169,6 +169,26 @@ def test_counts_of_a_line_are_shown_and_exported(browser: Browser, service: Serv
         service.remove_rule("roll", "gate")
 
 
+def test_what_was_removed_is_offered_and_days_are_those_of_the_browser(browser: Browser, service: Service):
+    yesterday = int(time.time()) - 86_400
+    service.store.add({(yesterday, "gone", "gate", "", "line_s"): 1.0, (yesterday, "gone", "gate", "ball", "in"): 3.0})
+    browser.driver.execute_cdp_cmd("Emulation.setTimezoneOverride", {"timezoneId": "Asia/Kolkata"})
+    try:
+        browser.open("/counts")
+        for field, text in (("Source", "gone (removed)"), ("Line or zone", "gate (removed)"), ("Period", "7 d"),
+                            ("automatic", "1 d")):  # fmt: skip
+            browser.click(".q-select", field)
+            browser.click(".q-menu .q-item", text)
+            browser.until(lambda: not browser.all(".q-menu"))
+        browser.until(lambda: "ball" in browser.text("main table"))
+        browser.click("button", "CSV")
+        rows = list(csv.DictReader(downloaded(browser, "counts-gone.csv").open()))
+        assert {(float(row["start"]) + 5.5 * 3600) % 86_400 for row in rows} == {0.0}
+        assert "3.0" in {row["value"] for row in rows if row["measure"] == "in"}
+    finally:
+        browser.driver.execute_cdp_cmd("Emulation.setTimezoneOverride", {"timezoneId": ""})
+
+
 # -- Models -----------------------------------------------------------------------------------------------------------
 
 

@@ -22,16 +22,20 @@ from fastapi import FastAPI
 
 from follower_ir import NAMES, frames, save_video
 from hawkeye.detections import Detections
+from hawkeye.errors import ConfigError, StorageError
 from hawkeye.geometry import iou_matrix
+from hawkeye.serve.config import ServeConfig
 from hawkeye.serve.core import Service
 from hawkeye.serve.language import Texts, preferred, translated
 from hawkeye.serve.metrics import BOUNDS_MS, why_slow
-from hawkeye.serve.pages import counts, shots
+from hawkeye.serve.pages import counts, drawing, shots
 from hawkeye.serve.pages.frames import Frames, wanted_of
 from hawkeye.serve.pages.layout import table_html
 from hawkeye.serve.pages.models import row_figures
+from hawkeye.serve.problems import Busy, NotFound
 from hawkeye.serve.runs import Runs
-from hawkeye.serve.schemas import CountRow, Histogram
+from hawkeye.serve.schemas import CountRow, Histogram, RuleSpec, SourceSpec
+from hawkeye.serve.sources import Guard
 from hawkeye.serve.streams import Viewers
 from hawkeye.serve.texts import TEXTS
 
@@ -115,6 +119,33 @@ def test_why_it_is_slow_is_told_in_chinese(sources: list[Any], decode_ms: float 
     for text in words:
         assert translated(text, "en") == text
         assert re.search("[\u4e00-\u9fff]", translated(text, "zh")), text
+
+
+def tried_sources(folder: Path) -> Iterator[str]:
+    for config, address in (
+        ({}, "rtsp://camera/1"), ({}, "rtsp://metadata/1"), ({}, "rtsp://all/1"), ({}, "rtsp://nobody/1"),
+        ({}, "rtps://camera/1"), ({}, "door.mp4"), ({"media": folder}, "door.mp4"), ({"cameras": False}, "0"),
+        ({"networks": ("127.0.0.0/8",)}, "rtsp://here:1/1"), ({"cameras": True}, "99"),
+    ):  # fmt: skip
+        hosts = {"camera": "192.168.1.20", "metadata": "169.254.169.254", "all": "0.0.0.0", "here": "127.0.0.1"}
+
+        def lookup(host: str, *_: Any, hosts: dict[str, str] = hosts) -> list[tuple[Any, ...]]:
+            if host not in hosts:
+                raise OSError
+            return [(0, 0, 0, "", (hosts[host], 0))]
+
+        yield Guard(ServeConfig(**config), lookup=lookup).test(SourceSpec(address=address)).words
+
+
+def test_what_goes_wrong_most_is_told_in_chinese(tmp_path: Path):
+    full = StorageError("the store cannot be written", got="database or disk is full", mend="free some space")
+    said = [*tried_sources(tmp_path), "no history: database or disk is full", str(full), str(Busy(2.0)),
+            str(NotFound("source", "dor", ["door"])), "door.mp4: pictures of 640 x 360, 25 per second",
+            "door: camera or network gives nothing (cannot open rtsp://x; got: x:554: no answer)"]  # fmt: skip
+    for words in said:
+        assert translated(words, "en") == words
+        chinese = translated(words, "zh")
+        assert not re.search("[a-z]{2,} [a-z]{2,}", chinese), chinese
 
 
 def test_a_key_that_is_not_known_is_an_error():
@@ -224,6 +255,29 @@ def test_frames_of_sources_that_may_not_be_seen_never_go_out(service: Service):
     assert asyncio.run(played(service, lambda: None, {"roll": 320}, 0.4)) == []
 
 
+# -- lines and zones --------------------------------------------------------------------------------------------------
+
+
+def test_a_rule_takes_no_other_ones_name_and_is_lost_to_no_refusal(service: Service):
+    def rule(name: str, **more: Any) -> RuleSpec:
+        return RuleSpec(kind="line", name=name, points=((0.5, 0.0), (0.5, 1.0)), **more)
+
+    gate, door = rule("gate", repeat=True), rule("door")
+    try:
+        drawing.put_rule(service, "roll", gate)
+        drawing.put_rule(service, "roll", door)
+        with pytest.raises(ConfigError, match="another name"):
+            drawing.put_rule(service, "roll", rule("gate"), instead="door")
+        with pytest.raises(ConfigError, match="elephant"):
+            drawing.put_rule(service, "roll", rule("way", classes=("elephant",)), instead="door")
+        assert service.rules("roll") == (gate, door)
+        drawing.put_rule(service, "roll", rule("way"), instead="door")
+        assert service.rules("roll") == (gate, rule("way"))
+    finally:
+        for left in service.rules("roll"):
+            service.remove_rule("roll", left.name)
+
+
 # -- Detect -----------------------------------------------------------------------------------------------------------
 
 
@@ -269,6 +323,7 @@ def test_a_picture_is_looked_at_once_and_comes_out_in_each_form(service: Service
 
 
 def test_a_video_is_looked_at_and_can_be_stopped(service: Service, tmp_path: Path):
+    asked = service.metrics.requests
     shot = shots.Shot("roll.mp4", path=save_video(tmp_path / "0.mp4"))
     done = shots.look(service, shot, "original")
     assert len(done.found) == len(shot.jpegs) == 30 and shot.times_s == sorted(shot.times_s)
@@ -276,6 +331,7 @@ def test_a_video_is_looked_at_and_can_be_stopped(service: Service, tmp_path: Pat
     assert len(again.found) == 4 and set(shot.passes) == {"original", "original+int8"}
     shots.look_again(service, shot, ["original", "original+int8"], 3, 2)
     assert len(shot.passes["original"].again_ms) == 2
+    assert service.metrics.requests == asked + 30 + 4 + 2 * 2
 
 
 # -- Counts -----------------------------------------------------------------------------------------------------------

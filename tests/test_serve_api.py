@@ -103,6 +103,13 @@ def test_what_cannot_be_detected_is_a_problem(
     assert (problem["status"], problem["type"]) == (status, "about:blank")
 
 
+def test_what_curl_makes_of_a_file_with_d_is_told(client: TestClient) -> None:
+    good, kind = world.png(world.scene()), {"Content-Type": "application/x-www-form-urlencoded"}
+    assert client.post("/v1/detect", content=good, headers=kind).status_code == 200, "as --data-binary sends"
+    answer = client.post("/v1/detect", content=good.translate(None, b"\r\n\0"), headers=kind)
+    assert (answer.status_code, "--data-binary" in answer.json()["detail"]) == (400, True)
+
+
 def test_a_batch_with_a_bad_picture(client: TestClient) -> None:
     good = world.png(world.scene())
     answer = client.post("/v1/detect/batch", files=[("a", good), ("b", b"bad"), ("c", good)])
@@ -276,6 +283,8 @@ def test_counts_as_json_csv_and_parquet(client: TestClient) -> None:
     for bad in ("start=5&end=4", "start=0&end=1e10&bucket_s=1", "bucket_s=0", "format=xls", "end=nan"):
         assert client.get(f"/v1/counts?{bad}").status_code in (400, 422), bad
     assert isinstance(client.get("/v1/counts").json(), list)
+    typo = client.get("/v1/counts?source=dor")
+    assert (typo.status_code, typo.json()["detail"].endswith("door")) == (404, True), "it was removed, and has counts"
 
 
 def test_reports_run_nothing(client: TestClient) -> None:
@@ -295,7 +304,17 @@ def test_files_come_from_the_media_folder_only(client: TestClient, folder: Path)
 
 
 def test_the_openapi_holds_examples(client: TestClient) -> None:
-    text = client.get("/openapi.json").text
+    found = client.get("/openapi.json")
+    lacking = [
+        f"{method} {path}: {name}"
+        for path, item in found.json()["paths"].items()
+        for method, operation in item.items()
+        for name, place in (*((each["name"], each["schema"]) for each in operation.get("parameters", ())),
+                            *operation.get("requestBody", {"content": {}})["content"].items())
+        if not {"example", "examples"} & set(place)
+    ]  # fmt: skip
+    assert not lacking
+    text = found.text
     for words in ("rtsp://192.168.1.20/stream1", "multipart/form-data", "image/jpeg", "application/problem+json"):
         assert words in text
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ pytest.importorskip("fastapi")
 from fastapi.testclient import TestClient  # noqa: E402
 
 import serve_world as world  # noqa: E402
+from hawkeye.serve.kserve import Inferred  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +46,9 @@ def test_kserve_finds_what_detect_finds(client: TestClient) -> None:
             answer = client.post(path, json=body)
             assert answer.status_code == 200, answer.text
             found = answer.json()
+            assert Inferred.model_validate(found).model_dump(mode="json", exclude_unset=True) == found, (
+                "as its schema says"
+            )
             assert (found["id"], found["model_name"], found["model_version"]) == ("7", "tiny", "1")
             outputs = {output["name"]: output for output in found["outputs"]}
             assert outputs["boxes"]["shape"] == [len(expected), 4]
@@ -52,6 +57,16 @@ def test_kserve_finds_what_detect_finds(client: TestClient) -> None:
             assert np.allclose(outputs["scores"]["data"], [box["score"] for box in expected], atol=1e-4)
             assert outputs["class_ids"]["data"] == [box["class_id"] for box in expected]
             assert outputs["class_names"]["data"] == [box["name"] for box in expected]
+
+
+def test_kserve_is_counted_as_a_request(client: TestClient) -> None:
+    def asked() -> tuple[int, int]:
+        facts = client.get("/v1/statistics").json()
+        return facts["requests"], sum(facts["stages"]["total"]["counts"])
+
+    before = asked()
+    assert client.post("/v2/models/tiny/infer", json={"inputs": [_FINE]}).status_code == 200
+    assert asked() == (before[0] + 1, before[1] + 1)
 
 
 def test_kserve_takes_and_gives_bytes(client: TestClient) -> None:
@@ -130,6 +145,9 @@ def test_nothing_that_the_openapi_allows_is_an_error_of_ours(tmp_path: Path) -> 
     config = world.config_of(tmp_path, token=world.token_tables(), max_sources=3)
     with world.client_of(config) as client:
         schema = schemathesis.openapi.from_dict(client.get("/openapi.json", headers=world.bearer("admin")).json())
+        now = int(time.time())
+        world.service_of(client).store.add({(now - 2, "door", "gate", "", "line_s"): 1.0,
+                                            (now - 2, "door", "gate", "red", "in"): 3.0})  # fmt: skip
         counted: dict[int, int] = {}
         for result in schema.get_all_operations():
             operation = result.ok()
@@ -157,6 +175,7 @@ def test_nothing_that_the_openapi_allows_is_an_error_of_ours(tmp_path: Path) -> 
                 assert answer.status_code < 500 or answer.status_code in (501, 503), (
                     f"{sent.method} {sent.path_url}: {answer.status_code} {answer.text[:300]}"
                 )
+                case.operation.validate_response(answer, case=case)  # is what the schema says
                 counted[answer.status_code] = counted.get(answer.status_code, 0) + 1
 
             fuzz()

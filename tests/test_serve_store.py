@@ -215,7 +215,30 @@ def test_old_seconds_become_minutes_and_hours_and_sums_stay(tmp_path: Path) -> N
     assert store.total("fake", "gate", "in", 0, 1e10) == {"thing": 720}
     assert value(store, "in", older, older + 3600, 3600) == [360.0]
     assert store._read("SELECT max(value) FROM counts WHERE step = 3600 AND measure = 'most'", ()) == [(359.0,)]
+
+    def spans(start: int, end: int, bucket_s: int, offset: int = 0) -> list[tuple[float, float, float | None]]:
+        rows = store.counts(start=start, end=end, bucket_s=bucket_s, utc_offset_s=offset, measure="in",
+                            class_name="all")  # fmt: skip
+        return [(row.start, row.seconds, row.value) for row in rows]
+
+    # What is kept by the minute or hour is in the span that it lies in, and in one only.
+    assert {(seconds, n) for _, seconds, n in spans(old, old + 3600, 90)} == {(120.0, 12.0)}
+    assert spans(older, older + 3600, 5400)[-1][1:] == (7200.0, 360.0)
+    assert spans(older, older + 3600, 3600, 19_800) == [(older, 3600.0, 360.0)], "5 h 30 min ahead of UTC"
+    assert spans(older + 1800, older + 1860, 60) == [(older, 3600.0, 360.0)], "a part of what is known by the hour"
     store.close()
+
+
+def test_what_was_counted_is_known_by_source_and_rule(store: Store) -> None:
+    assert store.counted() == {}
+    old = int(time.time()) - 40 * 86_400
+    for start in (old, old + 39 * 86_400):
+        store.add({(start, "gone", "gate", "", "line_s"): 1.0, (start + 1, "gone", "gate", "thing", "in"): 1.0,
+                   (start, "gone", "yard", "", "most"): 1.0, (start, "gone", "yard", "", "zone_s"): 1.0,
+                   (start, "gone", "", "", "picture_s"): 1.0, (start, "first", "door", "thing", "out"): 1.0,
+                   (start, "empty", "", "", "picture_s"): 1.0})  # fmt: skip
+        store.keep_house()
+    assert store.counted() == {"empty": {}, "first": {"door": "line"}, "gone": {"gate": "line", "yard": "zone"}}
 
 
 def test_the_store_keeps_within_its_size(tmp_path: Path) -> None:

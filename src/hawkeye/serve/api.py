@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
@@ -14,7 +14,7 @@ from starlette.routing import Match
 from hawkeye.serve import api_live, api_records, kserve, streams
 from hawkeye.serve.core import Service
 from hawkeye.serve.routing import Serving, Waiting, Who, needs
-from hawkeye.serve.schemas import Detected, Detecting, Failed, Schema
+from hawkeye.serve.schemas import Detected, Detecting, Failed, Schema, Statistics
 from hawkeye.serve.uploads import body_schema, many_pictures, one_picture
 
 router = APIRouter()
@@ -51,15 +51,16 @@ class Batch(Schema):
 
 
 async def detecting(
-    conf: Annotated[float | None, Query(ge=0, le=1, description="Detections must score more than this.")] = None,
-    iou: Annotated[
-        float | None, Query(ge=0, le=1, description="Overlap above which the weaker of two boxes is dropped.")
+    conf: Annotated[
+        float | None, Query(ge=0, le=1, examples=[0.4], description="Detections must score more than this.")
     ] = None,
-    classes: Annotated[
-        str | None, Query(max_length=10_000, description="Only these classes: names or numbers, with commas.")
-    ] = None,
-    model: Annotated[str | None, Query(max_length=200, description="Id of a model; left out, the served one.")] = None,
-) -> Detecting:
+    iou: Annotated[float | None, Query(ge=0, le=1, examples=[0.7], description="Overlap above which the weaker of two "
+                                       "boxes is dropped.")] = None,
+    classes: Annotated[str | None, Query(max_length=10_000, examples=["person,2"], description="Only these classes: "
+                                         "names or numbers, with commas.")] = None,
+    model: Annotated[str | None, Query(max_length=200, examples=["pruned+int8"], description="Id of a model; left out, "
+                                       "the served one.")] = None,
+) -> Detecting:  # fmt: skip
     """Settings of one request out of its query."""
     names = None if classes is None else tuple(part.strip() for part in classes.split(",") if part.strip())
     return Detecting(conf=conf, iou=iou, classes=names, model=model)
@@ -93,14 +94,14 @@ async def detect_batch(request: Request, service: Serving, how: How) -> Response
 
 
 @router.get("/v1/statistics", tags=["system"], **needs("viewer"))
-def statistics(service: Serving, who: Who) -> dict[str, Any]:
+def statistics(service: Serving, who: Who) -> Statistics:
     """How the service does, and what holds it up. The log is for operators who see every source."""
-    found = service.statistics().model_dump()
+    found, hidden = service.statistics(), dict[str, tuple[str, ...]]()
     if who.sources is not None or not who.may("operator"):
-        found["log"] = ()
+        hidden["log"] = ()
     if who.sources is not None:
-        found["why_slow"] = ()  # names sources
-    return found
+        hidden["why_slow"] = ()  # names sources
+    return found.model_copy(update=hidden)
 
 
 @router.get("/metrics", tags=["system"], response_class=PlainTextResponse, **needs("viewer"))
@@ -117,7 +118,7 @@ async def health() -> dict[str, str]:
     return {"status": "alive"}
 
 
-@router.get("/readyz", tags=["system"], openapi_extra={"x-role": "public"},
+@router.get("/readyz", tags=["system"], response_model=dict[str, str], openapi_extra={"x-role": "public"},
             responses={503: {"description": "Not ready."}})  # fmt: skip
 async def ready(service: Serving) -> JSONResponse:
     """Whether it detects."""

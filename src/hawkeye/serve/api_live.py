@@ -40,6 +40,10 @@ class Comparing(Choice):
     every: int = Field(default=10, ge=1, le=10_000)
 
 
+_CHOICE = Body(openapi_examples={"the original in INT8": {"value": {"model": "original+int8"}}})
+_COMPARING = Body(openapi_examples={"each tenth frame": {"value": {"model": "original+int8", "every": 10}}})
+
+
 # -- sources ----------------------------------------------------------------------------------------------------------
 
 
@@ -92,7 +96,7 @@ async def set_rule(source: Source, rule: NewRule, service: Serving, slow: Slow) 
 
 
 @router.delete("/v1/sources/{source}/rules/{rule:path}", tags=["rules"], **needs("operator", 404, 503, 507))
-async def remove_rule(source: Source, rule: Annotated[str, Path(max_length=200)], service: Serving,
+async def remove_rule(source: Source, rule: Annotated[str, Path(max_length=200, examples=["door"])], service: Serving,
                       slow: Slow) -> tuple[RuleSpec, ...]:  # fmt: skip
     """Remove a line or zone; its history stays. Answers those that are left."""
     return await slow.run(service.remove_rule, source, rule)
@@ -117,8 +121,11 @@ def model(model: ModelId, service: Serving) -> ModelInfo:
 
 
 @router.put("/v1/served", tags=["models"], **needs("admin", 404, 503, 507))
-async def switch(choice: Choice, service: Serving, slow: Slow) -> ModelInfo:
-    """Serve another model; no frame of a live stream is dropped for it. Waits for its compilation."""
+async def switch(choice: Annotated[Choice, _CHOICE], service: Serving, slow: Slow) -> ModelInfo:
+    """Serve another model. Waits for its compilation.
+
+    No frame of a live stream is dropped if its classes are the same; if not, sources are opened again.
+    """
     return await slow.run(service.switch_model, choice.model)
 
 
@@ -135,7 +142,7 @@ def comparison(service: Serving) -> Comparison | None:
 
 
 @router.put("/v1/comparison", tags=["models"], **needs("admin", 404, 503))
-async def compare(wanted: Comparing, service: Serving, slow: Slow) -> Comparison:
+async def compare(wanted: Annotated[Comparing, _COMPARING], service: Serving, slow: Slow) -> Comparison:
     """A/B: from now on each n-th live frame is also looked at by another model."""
     return await slow.run(service.start_comparison, wanted.model, every=wanted.every)
 

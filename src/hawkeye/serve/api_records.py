@@ -26,7 +26,8 @@ NewAlert = Annotated[AlertSpec, Body(openapi_examples={
     "silent": {"value": {"name": "silent", "measure": "silent", "duration_s": 60, "mqtt_topic": "hawkeye/alerts"}},
 })]  # fmt: skip
 AlertName = Annotated[str, Path(max_length=200, examples=["crowded"])]
-Time = Annotated[float | None, Query(description="Seconds since 1970 (UTC).", ge=0, le=1e11)]
+Start = Annotated[float | None, Query(ge=0, le=1e11, examples=[1_790_000_000], description="Seconds since 1970 (UTC).")]
+End = Annotated[float | None, Query(ge=0, le=1e11, examples=[1_790_086_400], description="Seconds since 1970 (UTC).")]
 
 
 class NewToken(Schema):
@@ -39,6 +40,12 @@ class NewToken(Schema):
     name: str = Field(min_length=1, max_length=80, pattern=r"^\w[\w.-]*$", examples=["dashboard"])
     role: Role
     sources: tuple[str, ...] | None = Field(default=None, max_length=1000, examples=[["gate-1"]])
+
+
+_TOKEN = Body(openapi_examples={
+    "dashboard": {"value": {"name": "dashboard", "role": "viewer"}},
+    "gatekeeper of one source": {"value": {"name": "gate", "role": "operator", "sources": ["gate-1"]}},
+})  # fmt: skip
 
 
 class MadeToken(Schema):
@@ -61,23 +68,38 @@ async def counts(
     service: Serving,
     who: Who,
     slow: Slow,
-    start: Time = None,
-    end: Time = None,
-    bucket_s: Annotated[float, Query(ge=1, le=366 * _DAY_S, description="Length of the spans in seconds.")] = 60.0,
-    source: Annotated[str | None, Query(max_length=200)] = None,
-    rule: Annotated[str | None, Query(max_length=200, description='"" is the whole picture.')] = None,
-    class_name: Annotated[str | None, Query(max_length=200, description='"all" is the sum of all classes.')] = None,
+    start: Start = None,
+    end: End = None,
+    bucket_s: Annotated[
+        float, Query(ge=1, le=366 * _DAY_S, examples=[3600], description="Length of the spans in seconds.")
+    ] = 60.0,
+    source: Annotated[str | None, Query(max_length=200, examples=["gate-1"])] = None,
+    rule: Annotated[
+        str | None, Query(max_length=200, examples=["door"], description='"" is the whole picture.')
+    ] = None,
+    class_name: Annotated[
+        str | None, Query(max_length=200, examples=["person"], description='"all" is the sum of all classes.')
+    ] = None,
     measure: Annotated[str | None, Query(max_length=40, examples=["in"])] = None,
-    utc_offset_s: Annotated[int, Query(ge=-_DAY_S, le=_DAY_S, description="Days begin at midnight there.")] = 0,
-    format: Annotated[Literal["json", "csv", "parquet"], Query()] = "json",  # noqa: A002
+    utc_offset_s: Annotated[
+        int, Query(ge=-_DAY_S, le=_DAY_S, examples=[28_800], description="Days begin at midnight there.")
+    ] = 0,
+    format: Annotated[Literal["json", "csv", "parquet"], Query(examples=["csv"])] = "json",  # noqa: A002
 ) -> Response:
-    """Counts over time; left out, of the last hour. Gaps are gaps: a span without data has no value, never 0."""
+    """Counts over time; left out, of the last hour. Gaps are gaps: a span without data has no value, never 0.
+
+    Sources that were removed have theirs still.
+    """
     if source is not None and not who.sees(source):
         raise NotFound("source", source, who.sources or ())
     end = time.time() if end is None else end
     start = max(0.0, end - 3600.0) if start is None else start
 
     def read() -> bytes:
+        if source is not None:
+            known = dict.fromkeys((*(info.name for info in service.sources()), *service.store.counted()))
+            if source not in known:
+                raise NotFound("source", source, filter(who.sees, known))
         rows = service.counts(start=start, end=end, bucket_s=bucket_s, source=source, rule=rule,
                               class_name=class_name, measure=measure, utc_offset_s=utc_offset_s)  # fmt: skip
         return export.write([row for row in rows if who.sees(row.source)], format)
@@ -160,13 +182,13 @@ def tokens(request: Request) -> list[TokenInfo]:
 
 
 @router.post("/v1/tokens", tags=["tokens"], status_code=201, **needs("admin", 507))
-def add_token(wanted: NewToken, request: Request) -> MadeToken:
+def add_token(wanted: Annotated[NewToken, _TOKEN], request: Request) -> MadeToken:
     """Make a token; only its hash is kept. With the first one, every request needs one."""
     return MadeToken(token=_tokens(request).add(wanted.name, wanted.role, wanted.sources))
 
 
 @router.delete("/v1/tokens/{name}", tags=["tokens"], status_code=204, **needs("admin", 404, 507))
-def remove_token(name: Annotated[str, Path(max_length=200)], request: Request) -> Response:
+def remove_token(name: Annotated[str, Path(max_length=200, examples=["dashboard"])], request: Request) -> Response:
     """Take a token back."""
     _tokens(request).remove(name)
     return Response(status_code=204)

@@ -6,6 +6,7 @@ import ipaddress
 import os
 import tomllib
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from hawkeye.serve.schemas import Role, RuleSpec
 
 _MAX_FILE_BYTES = 1_000_000
 _PREFIX = "HAWKEYE_SERVE_"
+_LISTS, _TABLES = ("models", "networks", "allowed_hosts"), ("token", "source", "mqtt")
 
 
 class _Settings(BaseModel):
@@ -141,7 +143,7 @@ def load_config(
     """Settings from a TOML file, the environment and flags, the later ones winning; flags of None do not count.
 
     Raises:
-        ConfigError: no such file, no TOML, an unknown key, or a value that cannot be.
+        ConfigError: no such file, no TOML, an unknown key or variable, or a value that cannot be; says where.
     """
     values: dict[str, Any] = {}
     if file is not None:
@@ -153,13 +155,15 @@ def load_config(
             raise ConfigError(f"cannot read the settings in {file}", got=error.strerror) from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"{file} is not TOML", got=error) from None
-    tables = ("token", "source", "mqtt")
+    places = dict.fromkeys(values, f"in {file}")
     for key, text in (os.environ if environ is None else environ).items():
-        name = key.removeprefix(_PREFIX).lower()
-        if key.startswith(_PREFIX) and name in ServeConfig.model_fields and name not in tables:
-            many = name in ("models", "networks", "allowed_hosts")
-            values[name] = [part.strip() for part in text.split(",") if part.strip()] if many else text
-    values |= {name: value for name, value in flags.items() if value is not None}
+        if key.startswith(_PREFIX):
+            name = _named(key)
+            values[name] = [part.strip() for part in text.split(",") if part.strip()] if name in _LISTS else text
+            places[name] = f"in the environment: {key}"
+    given = {name: value for name, value in flags.items() if value is not None}
+    values |= given
+    places |= dict.fromkeys(given, "on the command line")
     try:
         return ServeConfig.model_validate(values)
     except ValidationError as error:
@@ -167,4 +171,22 @@ def load_config(
         where = ".".join(str(part) for part in first["loc"])
         raise ConfigError(f"the setting {where} cannot be used", got=first["msg"],
                           expected=", ".join(ServeConfig.model_fields) if first["type"] == "extra_forbidden" else None,
-                          mend=f"correct it{f' in {file}' if file else ''}") from None  # fmt: skip
+                          mend=f"correct it {places.get(where.partition('.')[0], '')}".rstrip()) from None  # fmt: skip
+
+
+def _named(key: str) -> str:
+    """The setting that a variable of the environment is for.
+
+    Raises:
+        ConfigError: none; a typing error must not leave a limit or an address as it was without a word.
+    """
+    name = key.removeprefix(_PREFIX).lower()
+    if name in _TABLES:
+        table = "[mqtt]" if name == "mqtt" else f"[[{name}]]"
+        raise ConfigError(f"{key} cannot be set in the environment", mend=f"write {table} into the file of --config")
+    right = [field for field in ServeConfig.model_fields if field not in _TABLES]
+    if name not in right:
+        near = get_close_matches(name, right, 1, 0.0)[0]
+        raise ConfigError(f"there is no setting {key}", expected=f"{_PREFIX}{near.upper()}, perhaps",
+                          mend="correct its name, or unset it; docs/serve.md has all")  # fmt: skip
+    return name

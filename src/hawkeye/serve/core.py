@@ -247,7 +247,7 @@ class Service:
     def switch_model(self, model: str) -> ModelInfo:
         """Serve another model. May wait for seconds while it is compiled; the old one works on meanwhile, then drains.
 
-        No frame of a live stream is dropped for it. A model with other classes makes the streams' counters begin anew.
+        No frame of a live stream is dropped. For a model with other classes sources are opened and counted anew.
 
         Raises:
             NotFound: none of this id.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+
+from pydantic import TypeAdapter
 
 from hawkeye.errors import ConfigError
 from hawkeye.lazy import load
@@ -18,6 +18,7 @@ FORMATS: Mapping[str, str] = {
     "parquet": "application/vnd.apache.parquet",
 }
 COLUMNS = ("start", "time", "seconds", "source", "rule", "class", "measure", "value", "covered")
+_ROWS = TypeAdapter(Sequence[CountRow])
 
 
 def write(rows: Sequence[CountRow], kind: str) -> bytes:
@@ -32,13 +33,10 @@ def write(rows: Sequence[CountRow], kind: str) -> bytes:
     """
     if kind not in FORMATS:
         raise ConfigError(f"counts cannot be written as {kind!r}", got=kind, expected=", ".join(FORMATS))
-    values = [
-        (row.start, datetime.fromtimestamp(row.start, UTC).isoformat(timespec="seconds"), row.seconds, row.source,
-         row.rule, row.class_name, row.measure, row.value, row.covered)
-        for row in rows
-    ]  # fmt: skip
     if kind == "json":
-        return json.dumps([dict(zip(COLUMNS, value, strict=True)) for value in values], ensure_ascii=False).encode()
+        return _ROWS.dump_json(rows, by_alias=True)
+    values = [(row.start, row.time, row.seconds, row.source, row.rule, row.class_name, row.measure, row.value,
+               row.covered) for row in rows]  # fmt: skip
     if kind == "csv":
         text = io.StringIO(newline="")
         writer = csv.writer(text)

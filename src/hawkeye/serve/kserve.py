@@ -39,7 +39,7 @@ _OUTPUTS: Mapping[str, tuple[str, list[int]]] = {
 }  # fmt: skip
 _MAX_JSON_ITEMS = 3 * 4096 * 4096
 ModelName = Annotated[str, Path(max_length=200, examples=["pruned+int8"])]
-Version = Annotated[Literal["1"], Path()]
+Version = Annotated[Literal["1"], Path(examples=["1"])]
 
 
 class _Protocol(BaseModel):
@@ -72,6 +72,55 @@ class InferRequest(_Protocol):
     outputs: tuple[WantedOutput, ...] | None = Field(default=None, max_length=len(_OUTPUTS))
 
 
+class ServerInfo(_Protocol):
+    """Name, version and extensions of the server."""
+
+    name: str
+    version: str
+    extensions: tuple[str, ...]
+
+
+class ModelReady(_Protocol):
+    """Whether a model is in memory."""
+
+    name: str
+    ready: bool
+
+
+class TensorInfo(_Protocol):
+    """What an input or output looks like; -1 is any number."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+class ModelMetadata(_Protocol):
+    """What a model takes and gives."""
+
+    name: str
+    versions: tuple[str, ...]
+    platform: str
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+
+
+class OutputTensor(TensorInfo):
+    """An output: its `data`, or in `parameters` the `binary_data_size` of its bytes behind the JSON."""
+
+    data: tuple[float | str, ...] = ()
+    parameters: dict[str, int] = Field(default_factory=dict)
+
+
+class Inferred(_Protocol):
+    """An answer."""
+
+    model_name: str
+    model_version: str
+    id: str | None = None
+    outputs: tuple[OutputTensor, ...]
+
+
 _BODY = {"required": True, "content": {
     "application/json": {"schema": {"type": "object", "required": ["inputs"], "properties": {
         "id": {"type": "string"}, "parameters": {"type": "object"}, "outputs": {"type": "array"},
@@ -82,7 +131,8 @@ _BODY = {"required": True, "content": {
         "example": {"parameters": {"conf": 0.4},
                     "inputs": [{"name": "image", "shape": [1, 1, 2, 3], "datatype": "UINT8",
                                 "data": [0, 0, 0, 255, 255, 255]}]}},
-    "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+    "application/octet-stream": {"schema": {"type": "string", "format": "binary"}, "examples": {
+        "JSON, then a file": {"value": "the JSON with binary_data_size instead of data, then the bytes"}}},
 }}  # fmt: skip
 
 
@@ -90,9 +140,9 @@ _BODY = {"required": True, "content": {
 
 
 @router.get("", **needs("viewer"))
-def server() -> dict[str, Any]:
+def server() -> ServerInfo:
     """Name, version and extensions of the server."""
-    return {"name": "hawkeye", "version": __version__, "extensions": ["binary_tensor_data"]}
+    return ServerInfo(name="hawkeye", version=__version__, extensions=("binary_tensor_data",))
 
 
 @router.get("/health/live", openapi_extra={"x-role": "public"})
@@ -110,29 +160,29 @@ async def ready(service: Serving, response: Response) -> dict[str, bool]:
 
 
 @router.get("/models/{model}/versions/{version}", **needs("viewer", 404))
-def of_version(model: ModelName, version: Version, service: Serving) -> dict[str, Any]:
+def of_version(model: ModelName, version: Version, service: Serving) -> ModelMetadata:
     """The same as without a version: a model has one."""
     return metadata(model, service)
 
 
 @router.get("/models/{model}", **needs("viewer", 404))
-def metadata(model: ModelName, service: Serving) -> dict[str, Any]:
+def metadata(model: ModelName, service: Serving) -> ModelMetadata:
     """What a model takes and gives."""
     _known(service, model)
-    return {
-        "name": model, "versions": [_VERSION], "platform": "openvino",
-        "inputs": [{"name": "image", "datatype": "UINT8", "shape": [1, -1, -1, 3]}],
-        "outputs": [{"name": name, "datatype": kind, "shape": shape} for name, (kind, shape) in _OUTPUTS.items()],
-    }  # fmt: skip
+    outputs = (TensorInfo(name=name, datatype=kind, shape=tuple(shape)) for name, (kind, shape) in _OUTPUTS.items())
+    return ModelMetadata(
+        name=model, versions=(_VERSION,), platform="openvino", outputs=tuple(outputs),
+        inputs=(TensorInfo(name="image", datatype="UINT8", shape=(1, -1, -1, 3)),),
+    )  # fmt: skip
 
 
 @router.get("/models/{model}/ready", **needs("viewer", 404, 503))
 @router.get("/models/{model}/versions/{version}/ready", **needs("viewer", 404, 503))
-def model_ready(model: ModelName, service: Serving, response: Response) -> dict[str, Any]:
+def model_ready(model: ModelName, service: Serving, response: Response) -> ModelReady:
     """Whether a model is in memory; others are opened by the first request that names them."""
     yes = _known(service, model) != "available" and service.ready()[0]
     response.status_code = 200 if yes else 503
-    return {"name": model, "ready": yes}
+    return ModelReady(name=model, ready=yes)
 
 
 def _known(service: Service, model: str) -> str:
@@ -145,9 +195,12 @@ def _known(service: Service, model: str) -> str:
 # -- inference --------------------------------------------------------------------------------------------------------
 
 
-@router.post("/models/{model}/infer", response_model=None, **needs("viewer", 404, 503, requestBody=_BODY))
-@router.post("/models/{model}/versions/{version}/infer", response_model=None,
-             **needs("viewer", 404, 503, requestBody=_BODY))  # fmt: skip
+_INFER = needs("viewer", 404, 503, requestBody=_BODY)
+_INFER["responses"][200] = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
+
+
+@router.post("/models/{model}/infer", response_model=Inferred, **_INFER)
+@router.post("/models/{model}/versions/{version}/infer", response_model=Inferred, **_INFER)
 async def infer(model: ModelName, request: Request, service: Serving) -> Response:
     """Detect in one picture."""
     body = await request.body()

@@ -283,8 +283,11 @@ class Models:
     ) -> tuple[Detections, dict[str, float]]:
         """See `Service.detect_image`."""
         with self._place(patience_s):
+            started = time.perf_counter()
             found, timings = self._run(self.pool(how.model), image, how)
+        timings["total"] = (time.perf_counter() - started) * 1e3
         self._metrics.observe(timings)
+        self._metrics.count(requests=1)
         return found, timings
 
     def _detect(self, content: bytes, how: Detecting) -> Detected:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, computed_field
 
 from hawkeye.runtime.stream import State
 from hawkeye.track.rules import Anchor, Line, Rule, Zone
@@ -191,7 +192,7 @@ class Detected(Schema):
     """What was found in one picture.
 
     Attributes:
-        timings_ms: `decode`, `wait` (for a free detector), `pre`, `network`, `post`.
+        timings_ms: `decode`, `wait` (for a free detector), `pre`, `network`, `post`, and `total` of all.
     """
 
     model: str = Field(examples=["pruned+int8"])
@@ -199,7 +200,7 @@ class Detected(Schema):
     height: int = Field(examples=[720])
     detections: tuple[Box, ...]
     timings_ms: dict[str, float] = Field(
-        examples=[{"decode": 4.1, "wait": 0.0, "pre": 0.4, "network": 9.8, "post": 0.2}]
+        examples=[{"decode": 4.1, "wait": 0.0, "pre": 0.4, "network": 9.8, "post": 0.2, "total": 14.5}]
     )
 
 
@@ -226,11 +227,11 @@ class Detecting(Schema):
 
 
 class CountRow(Schema):
-    """One span of time of one measure.
+    """One span of time of one measure; in JSON, `class_name` is `class`, and `time` is `start` in ISO 8601.
 
     Attributes:
-        start: seconds since 1970 (UTC) at which the span begins. seconds: its length; longer than asked for where
-            counts are so old that they are kept by the minute or hour only.
+        start: seconds since 1970 (UTC) at which the span begins. seconds: its length. Where counts are so old that they
+            are kept by the minute or hour only, spans are whole ones of these: longer than asked for, if need be.
         rule: name of the line or zone; "" is the whole picture.
         measure: `in`, `out` (line); `enter`, `exit`, `occupancy_mean`, `occupancy_max` (zone); `seen` (new objects),
             `present_mean`, `present_max` (whole picture).
@@ -242,10 +243,15 @@ class CountRow(Schema):
     seconds: float
     source: str
     rule: str
-    class_name: str
+    class_name: str = Field(serialization_alias="class")
     measure: str
     value: float | None
     covered: float
+
+    @computed_field(json_schema_extra={"format": "date-time"})
+    def time(self) -> str:
+        """When the span begins, in ISO 8601 (UTC)."""
+        return datetime.fromtimestamp(self.start, UTC).isoformat(timespec="seconds")
 
 
 class AlertSpec(Schema):

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hawkeye.errors import ConfigError, StorageError
 from hawkeye.serve.config import ServeConfig
@@ -25,6 +25,7 @@ Key = tuple[int, str, str, str, str]  # second, source, rule ("" the picture), c
 LARGEST = "most"
 # Seconds from which there is data, by what they are of, and what is counted there.
 COVERED = {"line_s": ("in", "out"), "zone_s": ("enter", "exit"), "picture_s": ("seen",)}
+_OF_LINES = ("line_s", *COVERED["line_s"])
 _MAX_SPANS, _MAX_ROWS = 50_000, 200_000
 _STEPS = ((1, 60), (60, 3600))  # seconds to minutes, minutes to hours
 _MINUTES_LAST = 30  # times as long as seconds
@@ -159,6 +160,20 @@ class Store:
                           (source, rule, measure, math.floor(start), math.ceil(end)))  # fmt: skip
         return {name: round(value) for name, value in rows}
 
+    def counted(self) -> dict[str, dict[str, Literal["line", "zone"]]]:
+        """Every source that there are counts of, removed or not, and of each its lines and zones."""
+        found: dict[str, dict[str, Literal["line", "zone"]]] = {}
+        at: Sequence[Any] = (0, "", "")
+        # From one rule to the next by the primary key: a DISTINCT would read every count.
+        while rows := self._read("SELECT step, source, rule, measure FROM counts WHERE (step, source, rule, class) > "
+                                 "(?, ?, ?, char(0x10ffff)) ORDER BY step, source, rule, class, measure LIMIT 1",
+                                 at):  # fmt: skip
+            (*at, measure) = rows[0]
+            rules = found.setdefault(at[1], {})
+            if at[2]:
+                rules.setdefault(at[2], "line" if measure in _OF_LINES else "zone")
+        return found
+
     def counts(
         self,
         *,
@@ -177,20 +192,22 @@ class Store:
             ConfigError: an empty range, or too many spans.
         """
         span = _span(start, end, bucket_s)
-        where, values = "step IN (1, 60, 3600) AND start >= :start AND start < :end", {"start": 0, "end": 0}
-        values |= {"start": _floor(start, span, utc_offset_s), "end": math.ceil(end)}
+        where = "start >= :start AND start < :end"
         filters: dict[str, Any] = {k: v for k, v in (("source", source), ("rule", rule)) if v is not None}
         where += "".join(f" AND {name} = :{name}" for name in filters)
-        (coarsest,) = self._read(f"SELECT max(step) FROM counts WHERE {where}", values | filters)[0]
-        span = max(span, coarsest or 1)  # what is kept by the minute cannot be told by the second
-        first = _floor(start, span, utc_offset_s)
+        # What is kept by the hour or minute cannot be told by less, nor cut: spans are whole ones, and begin with one.
+        for step in (3600, 60, 1):
+            wide, offset = -(-span // step) * step, utc_offset_s // step * step
+            values = filters | {"start": _floor(start, wide, offset), "end": math.ceil(end)}
+            if self._read(f"SELECT 1 FROM counts WHERE step = {step} AND {where} LIMIT 1", values):
+                break
         rows = self._read(
             f"SELECT source, rule, class, measure, (start + :offset) / :span * :span - :offset AS bucket, {_SUM} "
-            f"FROM counts WHERE {where} GROUP BY source, rule, class, measure, bucket",
-            values | filters | {"start": first, "span": span, "offset": utc_offset_s},
+            f"FROM counts WHERE step IN (1, 60, 3600) AND {where} GROUP BY source, rule, class, measure, bucket",
+            values | {"span": wide, "offset": offset},
         )
-        starts = range(first, math.ceil(end), span)
-        found = [row for row in _rows_of(rows, span, starts)
+        starts = range(values["start"], values["end"], wide)
+        found = [row for row in _rows_of(rows, wide, starts)
                  if class_name in (None, row.class_name) and measure in (None, row.measure)]  # fmt: skip
         return sorted(found, key=lambda row: (row.source, row.rule, row.measure, row.class_name, row.start))
 

@@ -32,8 +32,9 @@ _ASK_S = 1.0  # how often it is asked again who looks
 _TAKE_S = 10.0  # a viewer that takes nothing for so long is gone
 _ENCODERS = 2
 _EVENTS_S = 0.05
-Width = Annotated[int, Query(ge=0, le=1920, description="Of the picture in pixels, never enlarged; 0 is the source's.")]
-Drawn = Annotated[bool, Query(description="With boxes, tracks, lines and zones.")]
+Width = Annotated[int, Query(ge=0, le=1920, examples=[640],
+                             description="Of the picture in pixels, never enlarged; 0 is the source's.")]  # fmt: skip
+Drawn = Annotated[bool, Query(examples=[True], description="With boxes, tracks, lines and zones.")]
 Allowed = Callable[[], bool]
 
 
@@ -129,7 +130,7 @@ async def _disconnected(receive: Receive) -> None:
 @router.get("/v1/streams/{source}/mjpeg", tags=["streams"], response_class=Response,
             **needs("viewer", 404, 503))  # fmt: skip
 def mjpeg(request: Request, source: Source, service: Serving, width: Width = 0, drawn: Drawn = True,
-          fps: Annotated[float, Query(ge=0.1, le=60, description="At most so many pictures per second.")] = 15.0,
+          fps: Annotated[float, Query(ge=0.1, le=60, examples=[5], description="Pictures a second, at most.")] = 15.0,
           ) -> Response:  # fmt: skip
     """Live pictures as MJPEG: an `<img>` shows them. The newest is sent; what a slow viewer cannot take is left out."""
     viewers: Viewers = request.app.state.viewers

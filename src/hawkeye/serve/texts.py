@@ -1,6 +1,6 @@
 """The catalogue: every text of the pages, in English and Chinese; one row each, so that neither can lack one.
 
-Messages of errors come from `hawkeye.errors` in English; the pages show them as they are, under a line of their own.
+Messages of errors come from `hawkeye.errors` in English; `language.translated` knows those that operators meet most.
 """
 
 from __future__ import annotations
@@ -131,6 +131,10 @@ TEXTS: Mapping[str, tuple[str, str]] = {
     "draw.dwell": ("Report stays longer than (s)", "停留超过多少秒时上报"),
     "draw.turn": ("Turn the direction round", "反转方向"),
     "draw.saved": ("{name} is saved and counts from now on", "{name} 已保存，即刻开始计数"),
+    "draw.bad.name": ("Give it a name of 1 to 100 characters.", "请填写名称（1 到 100 个字符）。"),
+    "draw.bad.dwell_s": ("A stay is longer than 0 s; left empty, none is reported.",
+                         "停留时间须大于 0 秒；留空则不上报。"),
+    "draw.bad.points": ("Its points cannot be used.", "这些点无法使用。"),
     "draw.deleted": ("{name} is deleted", "已删除 {name}"),
     "draw.point": ("Point {n}", "点 {n}"),
     "draw.across": ("from the left", "距左边"),
@@ -204,10 +208,12 @@ TEXTS: Mapping[str, tuple[str, str]] = {
     "counts.none": ("Nothing was counted in this time.", "这段时间没有计数。"),
     "counts.none.how": ("Counting begins with the first source on the page Live.",
                         "在“实时”页面添加视频源后即开始计数。"),
+    "counts.removed": ("{name} (removed)", "{name}（已移除）"),
     "counts.gap": ("no data", "无数据"),
     "counts.gaps": ("Shaded: no data. That is not zero.", "阴影处没有数据，并不是零。"),
     "counts.covered": ("data for {percent} % of this time", "这段时间中 {percent}% 有数据"),
-    "counts.shorter": ("Too many points: shown per {bucket}.", "数据点过多，改为每 {bucket} 一个点。"),
+    "counts.shorter": ("Shown per {bucket}: less is too many points, or is not kept.",
+                       "改为每 {bucket} 一个点：更细则数据点过多，或未保留。"),
     "counts.order": ("The end must lie after the beginning.", "结束时间必须晚于开始时间。"),
     "counts.sum": ("Sum", "合计"),
     "counts.most": ("Most", "最大"),
@@ -247,8 +253,9 @@ TEXTS: Mapping[str, tuple[str, str]] = {
     "models.row.none": ("Its run has no figures for it.", "所属任务没有它的数据。"),
     "models.serve": ("Serve this", "换用"),
     "models.serve.sure": (
-        "Serve {name} instead of {old}? No frame is dropped; the old one finishes what it has begun.",
-        "用 {name} 替换 {old}？不会丢帧，旧模型会先处理完手头的帧。",
+        "Serve {name} instead of {old}? If both have the same classes, no frame is dropped. If not, every source is "
+        "opened again, and lines and zones count from zero.",
+        "用 {name} 替换 {old}？类别相同则不会丢帧；类别不同则所有视频源会重新打开，计数线与区域从零计数。",
     ),
     "models.switching": ("Compiling {name}; the old one works on meanwhile …", "正在编译 {name}，旧模型继续工作……"),
     "models.switched": ("{name} is served now", "现在使用 {name}"),

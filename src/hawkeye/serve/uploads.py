@@ -12,6 +12,7 @@ from hawkeye.errors import DataError
 from hawkeye.serve.problems import Denied
 
 _FORM = "multipart/form-data"
+_TAKEN_OUT = (b"\0", b"\n", b"\r")  # by `curl -d @FILE`; every picture has some of these
 _BINARY: dict[str, Any] = {"type": "string", "format": "binary"}
 RAW = ("image/jpeg", "image/png", "image/webp", "image/bmp", "image/tiff", "application/octet-stream")
 
@@ -19,9 +20,12 @@ RAW = ("image/jpeg", "image/png", "image/webp", "image/bmp", "image/tiff", "appl
 def body_schema(*, many: bool) -> dict[str, Any]:
     """`requestBody` in OpenAPI."""
     field = {"files": {"type": "array", "items": _BINARY}} if many else {"file": _BINARY}
-    form = {"schema": {"type": "object", "required": list(field), "properties": field}}
-    raw = {} if many else {kind: {"schema": _BINARY} for kind in RAW}
-    return {"required": True, "content": {_FORM: form, **raw}}
+    curl = "curl -F a=@street.jpg -F b=@yard.jpg" if many else "curl -F file=@street.jpg"
+    values = {"files": ["bytes of street.jpg", "bytes of yard.jpg"]} if many else {"file": "bytes of street.jpg"}
+    form = {"schema": {"type": "object", "required": list(field), "properties": field},
+            "examples": {curl: {"value": values}}}  # fmt: skip
+    raw = {"schema": _BINARY, "examples": {"curl --data-binary @street.jpg": {"value": "bytes of street.jpg"}}}
+    return {"required": True, "content": {_FORM: form, **({} if many else dict.fromkeys(RAW, raw))}}
 
 
 async def one_picture(request: Request) -> bytes:
@@ -30,10 +34,14 @@ async def one_picture(request: Request) -> bytes:
     Raises:
         DataError: none, or several.
     """
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != _FORM:
+    kind = _kind(request)
+    if kind != _FORM:
         content = await _whole(request)
         if not content:
             raise DataError("there is no picture in the request", expected="its bytes as the body, or a form's file")
+        if kind == "application/x-www-form-urlencoded" and not any(byte in content for byte in _TAKEN_OUT):
+            raise DataError("not a picture", got=f"{len(content)} bytes as `curl -d` leaves them",
+                            expected="the file as it is", mend="send with --data-binary @FILE")  # fmt: skip
         return content
     found = await many_pictures(request, 1)
     return found[0]
@@ -46,7 +54,7 @@ async def many_pictures(request: Request, most: int) -> list[bytes]:
         DataError: none, or no form.
         HTTPException: 400, a form that is damaged or too much.
     """
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != _FORM:
+    if _kind(request) != _FORM:
         raise DataError("there is no form in the request", expected=f"{_FORM} with pictures as files")
     try:
         async with request.form(max_files=most, max_fields=20, max_part_size=100_000) as form:
@@ -57,6 +65,10 @@ async def many_pictures(request: Request, most: int) -> list[bytes]:
     if not contents:
         raise DataError("there is no picture in the form", expected="a file")
     return contents
+
+
+def _kind(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 async def _whole(request: Request) -> bytes:

@@ -9,6 +9,7 @@ counts  models  runs  system                                one page each
 
 from __future__ import annotations
 
+import inspect
 from types import ModuleType
 from typing import Annotated
 
@@ -56,10 +57,11 @@ def add_pages(app: FastAPI, service: Service) -> None:
 
 def _page(path: str, module: ModuleType, service: Service, security: Security) -> None:
     @ui.page(path)
-    def page(request: Request) -> None:
+    async def page(request: Request) -> None:
         site = visit(service, request, security.who(request))
         with frame(site, module.__name__.rpartition(".")[2]):
-            module.build(site)
+            if inspect.isawaitable(built := module.build(site)):
+                await built
 
 
 def _pictures(service: Service, security: Security) -> APIRouter:

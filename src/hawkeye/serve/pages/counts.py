@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ _POINTS = 400  # of a series; more cannot be told apart on a screen
 _MOST_POINTS = 3000
 _SERIES = 8  # classes that are drawn; the table has all
 _EVERY_S = 10.0
+_ASK_S = 5.0
 _PICTURE = ("seen", "present_mean", "present_max")
 _LINE = ("in", "out")
 _ZONE = ("enter", "exit", "occupancy_mean", "occupancy_max")
@@ -29,24 +30,32 @@ _GRID = "getComputedStyle(document.body).getPropertyValue('--line').trim()"
 _WHEN = "(e) => emit(e.target.value ? new Date(e.target.value).getTime() / 1000 : null)"
 
 
-def build(site: Site) -> None:
+async def build(site: Site) -> None:
     """The page."""
-    Counts(site)
+    done, counted = await site.attempt("viewer", site.service.store.counted)
+    Counts(site, counted if done else {})
 
 
 class Counts:
-    """The controls, the chart and the table below it."""
+    """The controls, the chart and the table below it.
 
-    def __init__(self, site: Site) -> None:
-        t, self.site = site.t, site
+    Args:
+        counted: what there are counts of, see `Store.counted`.
+    """
+
+    def __init__(self, site: Site, counted: Mapping[str, Mapping[str, str]]) -> None:
+        t, self.site, self.counted = site.t, site, counted
         self.custom: dict[str, float | None] = {"from": None, "to": None}
         heading(t("counts.title"), 1).style("margin-bottom: 14px")
-        sources = [info.name for info in site.sources()]
+        present = [info.name for info in site.sources()]
+        sources = {name: name for name in present} | self._removed(filter(site.sees, counted), present)
         if not sources:
             empty(t("counts.none"), t("counts.none.how"))
             return
         with card(), ui.element("div").classes("hk-bar").style("margin: 0"):
-            self.source = ui.select(sources, value=sources[0], label=t("counts.source"), on_change=self._source_changed)
+            self.source = ui.select(
+                sources, value=next(iter(sources)), label=t("counts.source"), on_change=self._source_changed
+            )
             self.where = ui.select({"": t("whole_picture")}, value="", label=t("counts.where"),
                                    on_change=self._where_changed)  # fmt: skip
             self.measure = ui.select({}, label=t("counts.measure"), on_change=self.refresh)
@@ -82,17 +91,23 @@ class Counts:
 
     # -- controls -----------------------------------------------------------------------------------------------------
 
+    def _removed(self, names: Iterable[str], present: Container[str]) -> dict[str, str]:
+        return {name: self.site.t("counts.removed", name=name) for name in names if name not in present}
+
+    def _present(self) -> dict[str, str]:
+        """Kinds of the lines and zones that the source has now."""
+        return {rule.name: rule.kind for info in self.site.sources() if info.name == self.source.value
+                for rule in info.rules}  # fmt: skip
+
     def _source_changed(self) -> None:
-        rules = {rule.name: rule.name for info in self.site.sources() if info.name == self.source.value
-                 for rule in info.rules}  # fmt: skip
+        present = self._present()
+        rules = {name: name for name in present} | self._removed(self.counted.get(self.source.value, ()), present)
         where = self.where.value if self.where.value in rules else ""
         self.where.set_options({"": self.site.t("whole_picture"), **rules}, value=where)
         self._where_changed()
 
     def _where_changed(self) -> None:
-        kinds = {rule.name: rule.kind for info in self.site.sources() if info.name == self.source.value
-                 for rule in info.rules}  # fmt: skip
-        kind = kinds.get(self.where.value or "")
+        kind = {**self.counted.get(self.source.value, {}), **self._present()}.get(self.where.value or "")
         measures = _LINE if kind == "line" else _ZONE if kind == "zone" else _PICTURE
         value = self.measure.value if self.measure.value in measures else measures[0]
         self.measure.set_options({name: self.site.t(f"measure.{name}") for name in measures}, value=value)
@@ -137,11 +152,14 @@ class Counts:
             return None
         start, end, bucket = span
         more = {} if everything else {"rule": self.where.value or "", "measure": self.measure.value}
+        if (offset := await _offset(end)) is None:
+            return None  # nobody looks any more
         done, rows = await self.site.attempt(
             "viewer",
-            lambda: self.site.service.counts(start=start, end=end, bucket_s=bucket, source=source, **more),
+            lambda: self.site.service.counts(start=start, end=end, bucket_s=bucket, source=source,
+                                             utc_offset_s=offset, **more),
             source=source,
-        )
+        )  # fmt: skip
         return rows if done else None
 
     async def refresh(self) -> None:
@@ -196,6 +214,15 @@ class Counts:
         done, content = await self.site.attempt("viewer", lambda: export.write(rows, kind))
         if done:
             ui.download.content(content, f"counts-{self.source.value}.{kind}", export.FORMATS[kind])
+
+
+async def _offset(at: float) -> int | None:
+    """Seconds by which the clock of the browser is ahead of UTC at a time; None where it does not answer."""
+    try:
+        minutes = await ui.run_javascript(f"return new Date({at * 1e3:.0f}).getTimezoneOffset()", timeout=_ASK_S)
+    except TimeoutError:
+        return None
+    return -60 * min(1440, max(-1440, round(minutes))) if isinstance(minutes, int | float) else None
 
 
 def _class_text(site: Site, name: str) -> str:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from nicegui import ui
+from pydantic import ValidationError
 
+from hawkeye.errors import ConfigError
+from hawkeye.serve.core import Service
 from hawkeye.serve.pages.layout import Site, heading
 from hawkeye.serve.pages.picture import Picture, Points, drawable, fractions
 from hawkeye.serve.problems import NotFound
@@ -131,26 +135,22 @@ class Editor:
             self.refresh()
 
     async def _save(self, values: dict[str, Any], *, instead: str | None = None, quiet: bool = False) -> bool:
-        """Set a rule, in the place of another one if it has a new name."""
-        service, source = self.site.service, self.source
-
-        def work() -> None:
-            spec = RuleSpec.model_validate(values)
-            spec.to_rule()  # before the old one goes
-            if instead is not None and instead != spec.name:
-                service.remove_rule(source, instead)
-            service.set_rule(source, spec)
-
+        """See `put_rule`; whether it worked, and tells."""
+        t, done = self.site.t, False
         try:
-            done, _ = await self.site.attempt("operator", work, source=source)
-        except ValueError as error:  # pydantic's, such as a name that is too long
-            self.site.say(str(error), "negative")
-            done = False
+            spec = RuleSpec.model_validate(values)
+        except ValidationError as error:
+            field = str(error.errors()[0]["loc"][0])
+            self.site.say(t(f"draw.bad.{field if field in ('name', 'dwell_s') else 'points'}"), "negative")
+        else:
+            done, _ = await self.site.attempt(
+                "operator", lambda: put_rule(self.site.service, self.source, spec, instead=instead), source=self.source
+            )
         self.chosen = values["name"] if done else self.chosen
         self.shown_rules = None
         self.refresh()
         if done and not quiet:
-            self.site.say(self.site.t("draw.saved", name=values["name"]), "positive")
+            self.site.say(t("draw.saved", name=values["name"]), "positive")
         return done
 
     async def _delete(self, name: str) -> None:
@@ -234,6 +234,23 @@ class Editor:
                 for axis, value in zip(("across", "down"), point, strict=True)
             )
         return x, y
+
+
+def put_rule(service: Service, source: str, rule: RuleSpec, *, instead: str | None = None) -> None:
+    """Set a line or zone of a source, in the place of the one named `instead` if that has another name.
+
+    Raises:
+        NotFound: no such source.
+        ConfigError: the new name is taken, or see `Service.set_rule`; all stays as it was.
+    """
+    if instead in (None, rule.name):
+        service.set_rule(source, rule)
+        return
+    if any(known.name == rule.name for known in service.rules(source)):
+        raise ConfigError("there is a line or zone of this name", got=rule.name, mend="give it another name")
+    service.set_rule(source, rule)  # first: where it is refused, the old one must still be there
+    with suppress(NotFound):  # somebody else has removed it meanwhile
+        service.remove_rule(source, instead)
 
 
 def _points(args: dict[str, Any]) -> Points | None:

@@ -19,7 +19,7 @@ from starlette.requests import Request
 from hawkeye import __version__
 from hawkeye.errors import HawkeyeError
 from hawkeye.serve.core import Service
-from hawkeye.serve.language import Texts, preferred
+from hawkeye.serve.language import Texts, preferred, translated
 from hawkeye.serve.schemas import Role, SourceInfo
 from hawkeye.serve.security import LOCAL, Principal
 
@@ -103,7 +103,7 @@ class Site:
         try:
             return True, await run.io_bound(work)
         except HawkeyeError as error:
-            self.say(f"{self.t('failed')}: {error}", "negative")
+            self.say(f"{self.t('failed')}: {translated(str(error), self.t.language)}", "negative")
             return False, None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from nicegui import run, ui
 
+from hawkeye.serve.language import translated
 from hawkeye.serve.pages.drawing import edit_rules
 from hawkeye.serve.pages.layout import (
     Site,
@@ -121,7 +122,8 @@ class Card:
         )
         for label, fact in zip(self.facts, facts, strict=True):
             set_text(label, fact)
-        set_text(self.words, "" if info.state == "live" else info.error)  # what is over is in the log
+        words = "" if info.state == "live" else translated(info.error, t.language)
+        set_text(self.words, words)  # what is over is in the log
         self.picture.show(rules=drawable(self.site, info), stale=info.state in _STALE)
         seen = counts_of({**dict.fromkeys(self.hour, 0), **(info.now or {})})
         seen.sort(key=lambda pair: (-self.hour.get(pair[0], 0), -pair[1], pair[0]))
@@ -235,6 +237,6 @@ def add_source(site: Site) -> None:
 def _show_test(site: Site, answer: SourceTest) -> None:
     good = "good" if answer.ok else "bad"
     ui.label(site.t(f"live.test.{'ok' if answer.ok else 'bad'}")).classes(f"hk-{good}").style("font-weight: 650")
-    ui.label(answer.words).style("overflow-wrap: anywhere")
+    ui.label(translated(answer.words, site.t.language)).style("overflow-wrap: anywhere")
     if answer.jpeg_base64:
         ui.html(f'<img alt="" src="data:image/jpeg;base64,{answer.jpeg_base64}">')

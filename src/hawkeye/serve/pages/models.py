@@ -9,7 +9,7 @@ from typing import Any
 from nicegui import run, ui
 
 from hawkeye.errors import HawkeyeError
-from hawkeye.serve.language import Texts
+from hawkeye.serve.language import Texts, translated
 from hawkeye.serve.pages.layout import (
     Site,
     card,
@@ -70,7 +70,7 @@ class Models:
         except HawkeyeError as error:
             self.place.clear()
             with self.place:
-                empty(self.site.t("models.none"), str(error))
+                empty(self.site.t("models.none"), translated(str(error), self.site.t.language))
             return
         if models is not None and models != self.known:
             self.known = models

@@ -91,7 +91,7 @@ class System:
         _fill(self.requests, f"{facts.requests:,}", t("system.requests.of", rejected=f"{facts.rejected:,}"))
         kept = facts.history == "on"
         _fill(self.history, "✓" if kept else "✕", t("system.history.on") if kept else
-              f"{t('system.history.off')}: {facts.history}")  # fmt: skip
+              f"{t('system.history.off')}: {translated(facts.history, t.language)}")  # fmt: skip
         measured = {t.known("stage", name): stage for name, stage in facts.stages.items() if sum(stage.counts)}
         options = _options(measured)
         if options["series"] != self.chart.options.get("series"):
