@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import signal
 import socket
@@ -39,7 +38,7 @@ def run(config: ServeConfig, *, token_file: Path | None = None) -> int:
         try:
             app = build_app(service, token_file=token_file)
             security: Security = app.state.security
-            if not (_is_loopback(config.host) or security.tokens):
+            if not (config.loopback or security.tokens):
                 raise ConfigError(
                     "others can reach this address, and nobody needs a token", got=f"host {config.host}",
                     expected="a token, or the host 127.0.0.1",
@@ -118,13 +117,6 @@ def _listening(config: ServeConfig) -> Iterator[socket.socket]:
             raise ConfigError(f"cannot listen at {config.host}:{config.port}", got=error.strerror,
                               mend="name another --port, or end what listens there") from None  # fmt: skip
         yield listener
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _log_to_stderr() -> None:
