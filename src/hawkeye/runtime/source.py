@@ -95,6 +95,24 @@ class Capture(Protocol):
         ...
 
 
+def is_address(text: str) -> bool:
+    """Whether a text names an address rather than a camera or a file; one letter and a colon is a drive."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", text) is not None
+
+
+def absent_source(text: str) -> Source:
+    """What stands for a source that is not there now, with the name and label that it would have.
+
+    Raises:
+        DataError: an address that can never be one.
+    """
+    if is_address(text) or (text.isascii() and text.isdigit()):
+        return _find(text)[0]
+    path = Path(text)
+    known = path.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES
+    return Source("video", _plain(path.stem if known else path.resolve().name), text, str(path.absolute()))
+
+
 def find_sources(texts: Sequence[str | Path | int]) -> list[Source]:
     """Sources that a command line names; a folder or pattern gives its pictures as one source and each video as one.
 
@@ -116,7 +134,7 @@ def find_sources(texts: Sequence[str | Path | int]) -> list[Source]:
 def _find(text: str) -> list[Source]:
     if text.isascii() and text.isdigit():
         return [Source("camera", f"camera{text}", f"camera {text}", int(text))]
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", text):
+    if is_address(text):
         return [_address(text)]
     path = Path(text)
     if path.is_dir():

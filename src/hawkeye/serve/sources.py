@@ -21,7 +21,7 @@ import cv2
 
 from hawkeye.errors import ConfigError, DataError, HawkeyeError
 from hawkeye.outputs import encode_jpeg
-from hawkeye.runtime.source import SCHEMES, Capture, Source, find_sources, open_source
+from hawkeye.runtime.source import SCHEMES, Capture, Source, absent_source, find_sources, is_address, open_source
 from hawkeye.serve.config import ServeConfig
 from hawkeye.serve.schemas import SourceSpec, SourceTest
 
@@ -89,31 +89,44 @@ class Guard:
         raise ConfigError(f"the address of {host} is not allowed", got=f"{found[0] if found else 'nothing'}: {why}",
                           mend=mend if "private" in why else None)  # fmt: skip
 
-    def find(self, spec: SourceSpec, *, trusted: bool = False) -> Source:
+    def find(self, spec: SourceSpec, *, trusted: bool = False, resolve: bool = True) -> Source:
         """The source that a spec names, allowed and with its final name.
+
+        Args:
+            resolve: hold an address against what is allowed at once, rather than when it is opened. Waits.
 
         Raises:
             ConfigError: not allowed here; says how to allow it.
             DataError: nothing there, or no source.
         """
         text = spec.address.strip()
-        is_url, is_camera = ":" in text.partition("/")[0], text.isascii() and text.isdigit()
-        if not (is_url or is_camera or trusted):
-            text = str(self._file(text))
+        is_camera = text.isascii() and text.isdigit()
         if is_camera and not (trusted or self._config.cameras):
             raise ConfigError(
                 "cameras of this machine are not allowed", got=f"camera {text}", mend="set cameras = true"
             )
-        sources = find_sources([text])
+        try:
+            if not (is_address(text) or is_camera or trusted):
+                text = str(self._file(text))
+            sources = find_sources([text])
+        except OSError as error:
+            raise DataError("this source cannot be looked for", got=error.strerror,
+                            mend="let the service read its folder") from None  # fmt: skip
         if len(sources) > 1:
             raise ConfigError("one source at a time", got=f"{len(sources)} in that folder", mend="name one file")
-        source = sources[0]
-        if source.kind == "url":
+        source = _named(sources[0], spec)
+        if source.kind == "url" and resolve:
             parts = urlsplit(str(source.target))
             self.resolve(parts.hostname or "", parts.port or SCHEMES[parts.scheme.lower()], trusted=trusted)
-        elif source.kind != "camera":  # where files lie on this machine is nobody's business
-            source = replace(source, label=Path(text).name)
-        return replace(source, name=spec.name or source.name.lstrip("-."))
+        return source
+
+    def absent(self, spec: SourceSpec) -> Source:
+        """What stands for a source that `find` does not find now, with its final name.
+
+        Raises:
+            DataError: an address that can never be one.
+        """
+        return _named(absent_source(spec.address.strip()), spec)
 
     def open(self, source: Source, *, trusted: bool = False) -> Capture:
         """Open a source; the host of an address is resolved and checked anew each time.
@@ -166,6 +179,12 @@ class Guard:
             raise ConfigError("there is no such file in the media folder", got=text[:200],
                               expected="a path relative to that folder")  # fmt: skip
         return path
+
+
+def _named(source: Source, spec: SourceSpec) -> Source:
+    """With its final name; where files lie on this machine is nobody's business."""
+    label = Path(source.label).name if source.kind in ("pictures", "video") else source.label
+    return replace(source, name=spec.name or source.name.lstrip("-."), label=label)
 
 
 def _embedded(address: Address) -> list[ipaddress.IPv4Address]:

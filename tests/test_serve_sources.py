@@ -1,0 +1,154 @@
+"""Sources that are not there, or are refused, while the service runs and when it starts: kept, told, tried again."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("fastapi")
+import serve_world as world  # noqa: E402
+from hawkeye.errors import ConfigError, DataError  # noqa: E402
+from hawkeye.serve.config import ServeConfig, SourceConfig  # noqa: E402
+from hawkeye.serve.core import Service  # noqa: E402
+from hawkeye.serve.schemas import RuleSpec, SourceSpec  # noqa: E402
+from live_fakes import until, write_video  # noqa: E402
+
+GATE = RuleSpec(kind="line", name="gate", points=((0.5, 0.0), (0.5, 1.0)))
+
+
+@contextmanager
+def running(config: ServeConfig, lookup: Any = None) -> Iterator[Service]:
+    """A service that has started."""
+    service = Service(config)
+    if lookup is not None:
+        service._live.guard._lookup = lookup
+    service.start()
+    try:
+        yield service
+    finally:
+        service.stop()
+
+
+def here(*_: Any) -> Any:
+    return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0))]
+
+
+def gone(*_: Any) -> Any:
+    raise OSError("no such name")
+
+
+def states(service: Service) -> dict[str, str]:
+    return {info.name: info.state for info in service.sources()}
+
+
+def test_a_source_that_cannot_be_opened_takes_no_other_along(tmp_path: Path) -> None:
+    """When a session begins anew, such as for a model of other classes, or when one broke."""
+    for name in ("a", "b", "c"):
+        write_video(tmp_path / f"{name}.mp4")
+    config = world.config_of(tmp_path, media=tmp_path)
+    with running(config) as service:
+        for name in ("a", "b", "c"):
+            service.add_source(SourceSpec(address=f"{name}.mp4", loop=True))
+        until(lambda: set(states(service).values()) == {"live"})
+        (tmp_path / "b.mp4").rename(tmp_path / "away.mp4")
+        live = service._live
+        with live._lock:
+            live._begin_anew()
+        until(lambda: states(service) == {"a": "live", "b": "reconnecting", "c": "live"})
+        info = service.source("b")
+        assert "there is no such file" in info.words and info.label == "b.mp4"
+        service.set_rule("b", GATE)
+        with pytest.raises(ConfigError, match="does not know"):
+            service.set_rule("b", GATE.model_copy(update={"classes": ("unicorn",)}))
+        (tmp_path / "away.mp4").rename(tmp_path / "b.mp4")
+        until(lambda: states(service) == {"a": "live", "b": "live", "c": "live"})
+        until(lambda: "gate" in service.source("b").totals)
+        assert service.source("b").error == ""
+
+
+def test_the_supervisor_brings_all_sources_back(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("hawkeye.serve.live._RESTART_S", 0.2)
+    config = world.config_of(tmp_path, networks=("127.0.0.1",))
+    with world.camera() as address, running(config, here) as service:
+        for name in ("a", "b"):
+            service.add_source(SourceSpec(address=address.replace("127.0.0.1", f"{name}.example"), name=name))
+        live = service._live
+        broken = live._session
+        assert broken is not None
+        live.guard._lookup = lambda host, *_: gone() if host == "a.example" else here()
+        broken.stop()
+        broken.error = RuntimeError("broken")
+        until(lambda: live._session is not broken)
+        until(lambda: states(service).get("b") == "live")
+        until(lambda: states(service)["a"] == "reconnecting" and "there is no host" in service.source("a").words)
+        live.guard._lookup = here
+        until(lambda: states(service) == {"a": "live", "b": "live"})
+
+
+def test_sources_that_are_not_there_at_the_start_are_kept_and_tried_again(tmp_path: Path) -> None:
+    (tmp_path / "media").mkdir()
+    write_video(tmp_path / "media" / "clip.mp4")
+    with world.camera() as address:
+        near = address.replace("127.0.0.1", "near.example")
+        config = world.config_of(
+            tmp_path, media=tmp_path / "media", networks=("127.0.0.1",),
+            source=(SourceConfig(address=str(tmp_path / "elsewhere" / "late.mp4"), loop=True, rules=(GATE,)),
+                    SourceConfig(address="gopher://user:password@host/"),
+                    SourceConfig(address="rtsp://user:password@near.example/1", name="unresolved")),
+        )  # fmt: skip
+        with running(config, here) as service:
+            service.add_source(SourceSpec(address=near, name="cam"))
+            service.add_source(SourceSpec(address="clip.mp4", loop=True))
+        shutil.move(tmp_path / "media" / "clip.mp4", tmp_path / "clip.mp4")
+        with running(config, gone) as service:
+            until(lambda: set(states(service).values()) == {"reconnecting"})
+            assert list(states(service)) == ["late", "unresolved", "cam", "clip"]
+            words = {info.name: info.words for info in service.sources()}
+            assert "there is no host near.example" in words["cam"] and "password" not in words["unresolved"]
+            assert "late.mp4" in words["late"] and str(tmp_path) not in words["late"]
+            assert service.rules("late") == (GATE,)
+            shutil.move(tmp_path / "clip.mp4", tmp_path / "media" / "clip.mp4")
+            (tmp_path / "elsewhere").mkdir()
+            write_video(tmp_path / "elsewhere" / "late.mp4")
+            service._live.guard._lookup = here
+            until(lambda: [states(service)[name] for name in ("late", "cam", "clip")] == ["live"] * 3, 15)
+
+
+def test_a_source_that_is_refused_stays_refused_when_it_is_opened(tmp_path: Path) -> None:
+    with world.camera() as address:
+        with running(world.config_of(tmp_path, networks=("127.0.0.1",))) as service:
+            service.add_source(SourceSpec(address=address, name="cam"))
+            service.add_source(SourceSpec(address="0", name="plugged"))
+        with running(world.config_of(tmp_path, cameras=False)) as service:
+            until(lambda: set(states(service).values()) == {"reconnecting"})
+            assert "a private address that is not allowed" in service.source("cam").words
+            assert "set cameras = true" in service.source("plugged").words
+            assert service.source("cam").captured == 0
+            with pytest.raises(ConfigError, match="not allowed"):
+                service.add_source(SourceSpec(address=address, name="again"))
+            service._live.guard._lookup = gone
+            with pytest.raises(DataError, match="there is no host"):
+                service.add_source(SourceSpec(address="rtsp://camera.example/1"))
+
+
+def test_rules_of_a_source_without_a_name_are_there_after_a_restart(tmp_path: Path) -> None:
+    video = write_video(tmp_path / "door.mp4")
+    config = world.config_of(tmp_path, source=(SourceConfig(address=str(video), loop=True),))
+    with running(config) as service:
+        service.set_rule("door", GATE)
+    with running(config) as service:
+        assert service.rules("door") == (GATE,)
+
+
+def test_a_path_with_a_colon_is_no_address(tmp_path: Path, monkeypatch: Any) -> None:
+    """Only files of the media folder may be added, whatever their names."""
+    monkeypatch.chdir(tmp_path)
+    write_video(tmp_path / "10:30.mp4")
+    with running(world.config_of(tmp_path)) as service, pytest.raises(ConfigError, match="files are not allowed"):
+        service.add_source(SourceSpec(address="10:30.mp4"))
