@@ -148,6 +148,29 @@ def test_alerts_and_their_secrets_are_there_after_a_restart(tmp_path: Path) -> N
     again.store.close()
 
 
+def test_many_alerts_end_as_soon_as_one(tmp_path: Path) -> None:
+    """Each waits for a receiver that does not answer; together they must not take seconds."""
+    halt, sending = threading.Event(), threading.Semaphore(0)
+
+    class Stuck(Carried):
+        def send(self, message: Message) -> None:
+            sending.release()
+            halt.wait(30)
+
+    store = Store(tmp_path / "s.sqlite3", CONFIG)
+    alerts = Alerts(CONFIG, store, make=lambda *_: Stuck())
+    for number in range(12):
+        alerts.set(AlertSpec(name=f"a{number}", mqtt_topic="t", duration_s=0))
+    alerts.told("cam", {("", "person"): 1})
+    for _ in range(12):
+        assert sending.acquire(timeout=5)
+    began = time.monotonic()
+    alerts.stop()
+    assert time.monotonic() - began < 2
+    halt.set()
+    store.close()
+
+
 # -- webhooks ---------------------------------------------------------------------------------------------------------
 
 

@@ -30,6 +30,7 @@ Present = Mapping[tuple[str, str], int]
 _MAX_ALERTS, _MAX_WAITING = 100, 1000
 _TICK_S = 0.25
 _WINDOWED = ("in", "out", "enter", "exit")
+_STOP_S = 1.0
 _BACKOFF_S = (1.0, 60.0)
 
 
@@ -80,12 +81,15 @@ class Alerts:
         self._thread.start()
 
     def stop(self) -> None:
-        """End; messages that wait are given up after a second."""
+        """End within a second, however many alerts there are; messages that wait are given up."""
         self._halt.set()
         with self._lock:
             boxes = list(self._boxes.values())
         for box in boxes:
-            box.stop()
+            box.stop(0)
+        until = time.monotonic() + _STOP_S
+        for box in boxes:
+            box.stop(max(0.0, until - time.monotonic()))
 
     def list(self) -> list[AlertInfo]:
         """See `Service.alerts`."""
@@ -248,12 +252,12 @@ class Outbox:
             self._messages.append(Message.of(body))
             self._changed.notify()
 
-    def stop(self) -> None:
-        """End within a second."""
+    def stop(self, timeout_s: float = _STOP_S) -> None:
+        """End, and wait so long for a message that is under way."""
         with self._changed:
             self._halted = True
             self._changed.notify()
-        self._thread.join(1.0)
+        self._thread.join(timeout_s)
 
     def _run(self) -> None:
         wait_s = self._backoff_s[0]
