@@ -138,6 +138,8 @@ def test_counts_of_other_sources_are_not_given(client: TestClient) -> None:
     [
         ("POST", "/v1/sources", {"address": "0"}, 403),
         ("POST", "/v1/sources", {"address": "0", "name": "new"}, 403),
+        ("POST", "/v1/sources/test", {"address": "0"}, 403),
+        ("POST", "/v1/sources/test", {"address": "0", "name": "mine"}, 403),
         ("PUT", "/v1/alerts", {"name": "x", "measure": "silent", "mqtt_topic": "t"}, 403),
         ("PUT", "/v1/alerts", {"name": "x", "source": "yours", "measure": "silent", "mqtt_topic": "t"}, 403),
         ("PUT", "/v1/alerts", {"name": "of-yours", "source": "mine", "measure": "silent", "mqtt_topic": "t"}, 403),
