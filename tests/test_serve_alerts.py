@@ -118,6 +118,22 @@ def test_silence(bench: Bench) -> None:
     assert [body["state"] for body in bench.told(2)] == ["firing", "resolved"]
 
 
+def test_a_source_that_was_removed_is_forgotten(bench: Bench) -> None:
+    bench.set(name="silence", measure="silent", duration_s=30)
+    bench.set(name="crossings", rule="gate", measure="in", duration_s=3600)
+    bench.alerts.told("cam", {})
+    bench.alerts.counted("cam", [CountEvent(0.0, "gate", "in", "person", 1)])
+    bench.alerts.told("cam", {})
+    assert bench.told(1)[0]["alert"] == "crossings"
+    bench.alerts.forget("cam")
+    assert bench.told(2)[1]["state"] == "resolved"
+    bench.now += 60
+    bench.alerts.told("other", {})
+    bench.told(2)
+    assert [info.firing for info in bench.alerts.list()] == [(), ()]
+    assert list(bench.alerts._present) == ["other"]
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [

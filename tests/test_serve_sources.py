@@ -14,6 +14,7 @@ import pytest
 pytest.importorskip("fastapi")
 import serve_world as world  # noqa: E402
 from hawkeye.errors import ConfigError, DataError  # noqa: E402
+from hawkeye.runtime.source import Source  # noqa: E402
 from hawkeye.serve.config import ServeConfig, SourceConfig  # noqa: E402
 from hawkeye.serve.core import Service  # noqa: E402
 from hawkeye.serve.schemas import RuleSpec, SourceSpec  # noqa: E402
@@ -152,3 +153,13 @@ def test_a_path_with_a_colon_is_no_address(tmp_path: Path, monkeypatch: Any) -> 
     write_video(tmp_path / "10:30.mp4")
     with running(world.config_of(tmp_path)) as service, pytest.raises(ConfigError, match="files are not allowed"):
         service.add_source(SourceSpec(address="10:30.mp4"))
+
+
+def test_a_source_that_was_removed_is_no_alerts_business(tmp_path: Path) -> None:
+    """Nor are its frames that are under way, nor its end."""
+    with world.camera() as address, running(world.config_of(tmp_path, networks=("127.0.0.1",))) as service:
+        service.add_source(SourceSpec(address=address, name="cam"))
+        until(lambda: "cam" in service._alerts._present)
+        service.remove_source("cam")
+        service._live._recorder.state(Source("url", "cam", "late"), 1.0, "stopped", "")
+        assert "cam" not in service._alerts._present

@@ -142,6 +142,14 @@ class Alerts:
             self._present[source] = present
             self._judge(source)
 
+    def forget(self, source: str) -> None:
+        """The source is gone: what was on for it is over, and it is silent no more."""
+        with self._lock:
+            self._present.pop(source, None)
+            for spec in self._specs.values():
+                if (watch := self._watches.pop((spec.name, source), None)) is not None:
+                    self._turn(spec, source, watch, False)
+
     def counted(self, source: str, events: Sequence[CountEvent]) -> None:
         """What a source has counted."""
         now = self._clock()

@@ -47,7 +47,7 @@ class LiveSources:
         self.guard = Guard(config)
         self._sources: dict[str, Known] = {}
         self._session: LiveSession | None = None
-        self._recorder = Recorder(store, told=alerts.told, counted=alerts.counted)
+        self._recorder = Recorder(store, told=self._told, counted=alerts.counted)
         self._subscribers = Subscribers()
         self._comparator: Comparator | None = None
         self._lock = threading.RLock()
@@ -194,10 +194,14 @@ class LiveSources:
             for key in [key for key in self._pictures if key[0] == name]:
                 self._pictures.pop(key, None)
         self._recorder.forget(name)
-        self._alerts.told(name, None)
+        self._alerts.forget(name)
         self._store.drop("source", name)
         self._store.drop("rules", name)
         log.info("source %s removed", name)
+
+    def _told(self, name: str, present: dict[tuple[str, str], int] | None) -> None:
+        if name in self._sources:  # frames of one that was removed just now are on their way still
+            self._alerts.told(name, present)
 
     def test(self, spec: SourceSpec) -> SourceTest:
         """See `Service.test_source`."""
