@@ -109,6 +109,16 @@ def test_crossings_within_a_window(bench: Bench) -> None:
     assert bench.told(1)[0]["value"] == 3
 
 
+def test_crossings_within_no_time_are_those_of_one_frame(bench: Bench) -> None:
+    bench.set(rule="gate", measure="in", threshold=2, duration_s=0)
+    event = CountEvent(0.0, "gate", "in", "person", 1)
+    for together in (1, 1, 2):
+        bench.alerts.counted("cam", [event] * together)
+        bench.now += 0.04
+        bench.alerts.told("cam", {})
+    assert [(body["state"], body["value"]) for body in bench.told(2)] == [("firing", 2), ("resolved", 0)]
+
+
 def test_silence(bench: Bench) -> None:
     bench.set(measure="silent", duration_s=30)
     bench.alerts.told("cam", None)

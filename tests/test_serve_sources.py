@@ -13,11 +13,11 @@ import pytest
 
 pytest.importorskip("fastapi")
 import serve_world as world  # noqa: E402
-from hawkeye.errors import ConfigError, DataError  # noqa: E402
+from hawkeye.errors import ConfigError, DataError, HawkeyeError  # noqa: E402
 from hawkeye.runtime.source import Source  # noqa: E402
 from hawkeye.serve.config import ServeConfig, SourceConfig  # noqa: E402
 from hawkeye.serve.core import Service  # noqa: E402
-from hawkeye.serve.schemas import RuleSpec, SourceSpec  # noqa: E402
+from hawkeye.serve.schemas import AlertSpec, RuleSpec, SourceSpec  # noqa: E402
 from live_fakes import until, write_video  # noqa: E402
 
 GATE = RuleSpec(kind="line", name="gate", points=((0.5, 0.0), (0.5, 1.0)))
@@ -163,3 +163,44 @@ def test_a_source_that_was_removed_is_no_alerts_business(tmp_path: Path) -> None
         service.remove_source("cam")
         service._live._recorder.state(Source("url", "cam", "late"), 1.0, "stopped", "")
         assert "cam" not in service._alerts._present
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"measure": "in", "rule": "no-such-line"}, "expected: gate"),
+        ({"measure": "in", "rule": "yard"}, "'in' is of a line"),
+        ({"measure": "enter", "rule": "gate"}, "'enter' is of a zone"),
+        ({"measure": "occupancy", "rule": "gate"}, "'occupancy' is of a zone"),
+        ({"measure": "in", "rule": ""}, "no rule"),
+        ({"measure": "in", "rule": "gate", "source": "b"}, "draw that line first"),
+        ({"class_name": "unicorn"}, "does not know"),
+        ({"class_name": "blue", "measure": "enter", "rule": "yard"}, "does not count this class"),
+        ({"source": "nowhere"}, "no such source"),
+        ({"measure": "in", "rule": "gate"}, None),
+        ({"measure": "out", "rule": "gate", "source": "a", "class_name": "blue"}, None),
+        ({"measure": "occupancy", "rule": "yard", "class_name": "red"}, None),
+        ({"measure": "occupancy"}, None),
+        ({"measure": "silent", "source": "b"}, None),
+    ],
+)
+def test_an_alert_that_could_never_fire_is_refused(site: Service, values: dict[str, Any], words: str | None) -> None:
+    spec = AlertSpec.model_validate({"name": "a", "url": "http://127.0.0.1:9/", "secret": "s" * 16, **values})
+    if words is None:
+        assert site.set_alert(spec).name == "a"
+    else:
+        with pytest.raises(HawkeyeError, match=words):
+            site.set_alert(spec)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """Two sources; one has a line and a zone."""
+    folder = tmp_path_factory.mktemp("site")
+    yard = RuleSpec(kind="zone", name="yard", points=((0, 0), (1, 0), (1, 1)), classes=("red",))
+    write_video(folder / "a.mp4")
+    write_video(folder / "b.mp4")
+    sources = (SourceConfig(address=str(folder / "a.mp4"), rules=(GATE, yard)),
+               SourceConfig(address=str(folder / "b.mp4")))  # fmt: skip
+    with running(world.config_of(folder, source=sources, networks=("127.0.0.1",))) as service:
+        yield service
