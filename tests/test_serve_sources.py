@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 
 pytest.importorskip("fastapi")
 import serve_world as world  # noqa: E402
+from hawkeye.cli import run  # noqa: E402
 from hawkeye.errors import ConfigError, DataError, HawkeyeError  # noqa: E402
 from hawkeye.runtime.source import Source  # noqa: E402
 from hawkeye.serve.config import ServeConfig, SourceConfig  # noqa: E402
@@ -145,6 +148,24 @@ def test_rules_of_a_source_without_a_name_are_there_after_a_restart(tmp_path: Pa
         service.set_rule("door", GATE)
     with running(config) as service:
         assert service.rules("door") == (GATE,)
+
+
+def test_two_services_do_not_share_a_state(tmp_path: Path, capsys: Any) -> None:
+    """They would count everything twice. Another process has it: a process's own locks do not stop it."""
+    model, state = str(world.config_of(tmp_path).model), tmp_path / "state"
+    state.mkdir()
+    code = (f"from hawkeye.rundir import lock; file = open({str(state / '.lock')!r}, 'w'); lock(file); "
+            "print('held', flush=True); input()")  # fmt: skip
+    with subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1, text=True) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        assert run(["serve", model, "--port", "0", "--state", str(state)]) == 2
+        error = capsys.readouterr().err
+        assert "another service works with" in error and "--state" in error
+        assert run(["serve", "token", "add", "x", "--state", str(state)]) == 0, "not a service"
+        holder.communicate("\n")
+    (tmp_path / "file").touch()
+    assert run(["serve", model, "--port", "0", "--state", str(tmp_path / "file")]) == 2
+    assert "name another --state" in capsys.readouterr().err
 
 
 def test_a_path_with_a_colon_is_no_address(tmp_path: Path, monkeypatch: Any) -> None:

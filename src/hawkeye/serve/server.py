@@ -13,7 +13,8 @@ from pathlib import Path
 import uvicorn
 from fastapi import FastAPI
 
-from hawkeye.errors import ConfigError
+from hawkeye.errors import ConfigError, StorageError
+from hawkeye.rundir import LOCK, lock
 from hawkeye.serve.app import build_app
 from hawkeye.serve.config import ServeConfig
 from hawkeye.serve.core import Service
@@ -30,10 +31,12 @@ def run(config: ServeConfig, *, token_file: Path | None = None) -> int:
     """Serve until a signal says otherwise; the exit code.
 
     Raises:
-        ConfigError: the address is taken or not ours, or it can be reached by others and nobody needs a token.
+        ConfigError: the address is taken or not ours, it can be reached by others and nobody needs a token, or another
+            service works with the same state.
+        StorageError: the state cannot be written.
         ModelError: no model, or one that cannot be used.
     """
-    with _listening(config) as listener:
+    with _listening(config) as listener, _alone(config.state):
         service = Service(config)
         try:
             app = build_app(service, token_file=token_file)
@@ -117,6 +120,24 @@ def _listening(config: ServeConfig) -> Iterator[socket.socket]:
             raise ConfigError(f"cannot listen at {config.host}:{config.port}", got=error.strerror,
                               mend="name another --port, or end what listens there") from None  # fmt: skip
         yield listener
+
+
+@contextmanager
+def _alone(state: Path) -> Iterator[None]:
+    """Two services that count the same sources into one store would count double; a token's command may join in."""
+    try:
+        state.mkdir(parents=True, exist_ok=True)
+        file = (state / LOCK).open("w")
+    except OSError as error:
+        raise StorageError(f"cannot open the store in {state}", got=error.strerror,
+                           mend="free some space, or name another --state") from None  # fmt: skip
+    with file:
+        try:
+            lock(file)
+        except OSError as error:
+            raise ConfigError(f"another service works with {state}", got=error.strerror, expected="one at a time",
+                              mend="end that one, or name another --state") from None  # fmt: skip
+        yield
 
 
 def _log_to_stderr() -> None:
