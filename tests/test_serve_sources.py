@@ -214,6 +214,13 @@ def test_an_alert_that_could_never_fire_is_refused(site: Service, values: dict[s
             site.set_alert(spec)
 
 
+def test_the_queue_of_frames_is_as_long_as_the_engine_takes(site: Service, monkeypatch: Any) -> None:
+    session = site._live._session
+    assert session is not None and site.statistics().queues["frames"][1] == session.engine.capacity == 1
+    monkeypatch.setattr(session.engine._backend, "capacity", 4)
+    assert site.statistics().queues["frames"][1] == 4
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """Two sources; one has a line and a zone."""

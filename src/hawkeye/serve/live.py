@@ -226,8 +226,8 @@ class LiveSources:
     def queues(self) -> dict[str, tuple[int, int]]:
         """Frames in the network's queue, counts that wait to be written."""
         session = self._session
-        flying = session.engine.in_flight if session else 0
-        return {"frames": (flying, max(1, flying)), "counts": (self._recorder.waiting, 200_000)}
+        frames = (session.engine.in_flight, session.engine.capacity) if session else (0, 0)
+        return {"frames": frames, "counts": (self._recorder.waiting, 200_000)}
 
     # -- rules --------------------------------------------------------------------------------------------------------
 
