@@ -388,12 +388,15 @@ def test_the_resolved_address_decides(addresses: list[str], networks: tuple[str,
 def test_the_address_that_was_checked_is_the_one_that_is_opened(monkeypatch: Any) -> None:
     from hawkeye.serve.schemas import SourceSpec
 
-    opened: list[str] = []
-    monkeypatch.setattr("hawkeye.serve.sources.open_source", lambda source: opened.append(str(source.target)))
+    opened: list[tuple[str, str]] = []
+    monkeypatch.setattr("hawkeye.serve.sources.open_source", lambda source: opened.append((source.target, source.host)))
     guard = Guard(ServeConfig(), lookup=lookup_of("93.184.215.14"))
-    for address in ("rtsp://u:p@camera.example/1?x=y", "http://camera.example:8080/live"):
+    for address in ("rtsp://u:p@camera.example/1?x=y", "http://u:p@camera.example:8080/live",
+                    "http://camera.example|protocol_whitelist;file:81/"):  # fmt: skip
         guard.open(guard.find(SourceSpec(address=address)))
-    assert opened == ["rtsp://u:p@93.184.215.14:554/1?x=y", "http://93.184.215.14:8080/live"]
+    assert opened == [("rtsp://u:p@93.184.215.14:554/1?x=y", ""),
+                      ("http://u:p@93.184.215.14:8080/live", "camera.example:8080"),
+                      ("http://93.184.215.14:81/", "")]  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +20,11 @@ pytest.importorskip("fastapi")
 import serve_world as world  # noqa: E402
 from hawkeye.cli import run  # noqa: E402
 from hawkeye.errors import ConfigError, DataError, HawkeyeError  # noqa: E402
-from hawkeye.runtime.source import Source  # noqa: E402
+from hawkeye.runtime.source import FFMPEG_OPTIONS, Source  # noqa: E402
 from hawkeye.serve.config import ServeConfig, SourceConfig  # noqa: E402
 from hawkeye.serve.core import Service  # noqa: E402
 from hawkeye.serve.schemas import AlertSpec, RuleSpec, SourceSpec  # noqa: E402
+from hawkeye.serve.sources import Guard  # noqa: E402
 from live_fakes import until, write_video  # noqa: E402
 
 GATE = RuleSpec(kind="line", name="gate", points=((0.5, 0.0), (0.5, 1.0)))
@@ -148,6 +152,31 @@ def test_rules_of_a_source_without_a_name_are_there_after_a_restart(tmp_path: Pa
         service.set_rule("door", GATE)
     with running(config) as service:
         assert service.rules("door") == (GATE,)
+
+
+def test_an_http_source_is_asked_for_by_its_name(tmp_path: Path) -> None:
+    """Its address is connected to, but a server of several sites must know which one is meant."""
+    named: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:  # noqa: N802
+            named.append(self.headers["Host"])
+            self.send_error(404)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    guard = Guard(ServeConfig(networks=("127.0.0.1",)), lookup=here)
+    options = os.environ[FFMPEG_OPTIONS]
+    assert "format_whitelist" in options, "whatever is opened first, such as a video that was sent"
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    address = f"http://camera.example:{server.server_port}/1"
+    assert not guard.test(SourceSpec(address=address)).ok
+    server.shutdown()
+    server.server_close()
+    assert set(named) == {f"camera.example:{server.server_port}"}
+    assert os.environ[FFMPEG_OPTIONS] == options, "nothing of it is left for the next source"
 
 
 def test_two_services_do_not_share_a_state(tmp_path: Path, capsys: Any) -> None:

@@ -1,8 +1,9 @@
 """Which addresses may be connected to, and opening sources so that it is those that are connected to.
 
 A name is resolved here, its address is checked, and the decoder gets the address: a name that resolves to something
-else a moment later (DNS rebinding) changes nothing. HTTP redirects and play lists are refused by the decoder. What
-remains open to a camera that is itself hostile is an RTSP redirect, which FFmpeg follows without asking.
+else a moment later (DNS rebinding) changes nothing. HTTP requests name the host still. HTTP redirects and play lists
+are refused by the decoder. What remains open to a camera that is itself hostile is an RTSP redirect, which FFmpeg
+follows without asking.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import base64
 import ipaddress
 import os
+import re
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -21,7 +23,16 @@ import cv2
 
 from hawkeye.errors import ConfigError, DataError, HawkeyeError
 from hawkeye.outputs import encode_jpeg
-from hawkeye.runtime.source import SCHEMES, Capture, Source, absent_source, find_sources, is_address, open_source
+from hawkeye.runtime.source import (
+    FFMPEG_OPTIONS,
+    SCHEMES,
+    Capture,
+    Source,
+    absent_source,
+    find_sources,
+    is_address,
+    open_source,
+)
 from hawkeye.serve.config import ServeConfig
 from hawkeye.serve.schemas import SourceSpec, SourceTest
 
@@ -49,6 +60,7 @@ class Guard:
     def __init__(
         self, config: ServeConfig, *, lookup: Callable[..., Sequence[tuple[Any, ...]]] = socket.getaddrinfo
     ) -> None:  # fmt: skip
+        os.environ[FFMPEG_OPTIONS] = _FFMPEG
         self._config, self._lookup = config, lookup
         self._networks = [ipaddress.ip_network(text, strict=False) for text in config.networks]
 
@@ -134,14 +146,16 @@ class Guard:
         Raises:
             DataError, ConfigError: it cannot be opened, or must not be.
         """
-        os.environ["OPENCV_FFMPEG_CAPTURE_OPTIONS"] = _FFMPEG
         if source.kind == "url":
             parts = urlsplit(str(source.target))
             host, port = parts.hostname or "", parts.port or SCHEMES[parts.scheme.lower()]
             address = self.resolve(host, port, trusted=trusted)
-            user = f"{parts.netloc.rpartition('@')[0]}@" if "@" in parts.netloc else ""
+            user, at, named = parts.netloc.rpartition("@")
             shown = f"[{address}]" if ":" in address else address
-            source = replace(source, target=parts._replace(netloc=f"{user}{shown}:{port}").geturl())
+            # Servers of several sites tell them apart by it; other signs would end the option, or begin another one.
+            plain = parts.scheme.lower() in ("http", "https") and re.fullmatch(r"[\w.:\[\]-]+", named, re.ASCII)
+            source = replace(source, target=parts._replace(netloc=f"{user}{at}{shown}:{port}").geturl(),
+                             host=named if plain else "")  # fmt: skip
         return open_source(source)
 
     def test(self, spec: SourceSpec) -> SourceTest:
