@@ -52,6 +52,7 @@ def info_of(known: Known, status: StreamStatus | None, result: Result | None) ->
         result: its newest.
     """
     status = status or _absent(known)
+    decode_ms = known.stream.decode_ms if known.stream else None
     now: dict[str, int] | None = None
     if result is not None and status.state == "live":
         now = {}
@@ -65,6 +66,7 @@ def info_of(known: Known, status: StreamStatus | None, result: Result | None) ->
         latency_ms=None if status.latency_ms is None else round(status.latency_ms, 2), captured=status.captured,
         done=status.done, drops=status.drops, lost=status.lost, reconnects=status.reconnects, width=status.width,
         height=status.height, now=now, rules=known.rules, totals=status.counts or {},
+        decode_ms=None if decode_ms is None else round(decode_ms, 2),
     )  # fmt: skip
 
 
