@@ -38,8 +38,10 @@ class Known:
     stream: Stream | None = None
     error: str = ""
 
-    def told(self, error: HawkeyeError) -> str:
+    def told(self, error: Exception) -> str:
         """What an error says in one line, without where the file lies."""
+        if not isinstance(error, HawkeyeError):
+            return f"{self.source.label} cannot be opened: {type(error).__name__}"
         address, words = self.spec.address.strip(), str(error).replace("\n ", ";")
         return words.replace(address, self.source.label) if "/" in address else words
 

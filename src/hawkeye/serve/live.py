@@ -176,7 +176,7 @@ class LiveSources:
                             open_=partial(self.guard.open, trusted=known.trusted))  # fmt: skip
             session.add(stream, [rule.to_rule() for rule in known.rules])
             known.stream, known.error = stream, ""
-        except HawkeyeError as error:
+        except Exception as error:  # whatever it is, the other sources go on
             words = known.told(error)
             if words != known.error:
                 log.error("source %s: %s", name, words)
