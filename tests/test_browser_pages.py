@@ -276,3 +276,19 @@ def test_a_viewer_looks_and_changes_nothing_until_the_token_is_taken_back(browse
         for info in security.tokens.list():
             security.tokens.remove(info.name)
     browser.errors()  # the refused connection
+
+
+def test_whoever_sees_some_sources_may_not_test_an_address(browser: Browser, security: Security):
+    token = security.tokens.add("held", "operator", ["roll"])
+    try:
+        browser.driver.get(browser.address)
+        browser.type("input[name=token]", token)
+        browser.click("button")
+        browser.click("button", "Add a source")
+        browser.type(".q-dialog input[type=text]", "0")
+        browser.click(".q-dialog button", "Test")
+        browser.until(lambda: TEXTS["live.test.held"][0] in browser.text(".q-notifications"))
+        assert not browser.text(".hk-test"), "no picture of it"
+    finally:
+        for info in security.tokens.list():
+            security.tokens.remove(info.name)

@@ -91,7 +91,7 @@ def test_language(chosen: str | None, accepted: str, language: str):
 
 def source(**values: Any) -> Any:
     usual = {"name": "door", "state": "live", "error": "", "words": "no data", "fps_in": 25.0, "fps_done": 25.0,
-             "nominal_fps": 25.0}  # fmt: skip
+             "nominal_fps": 25.0, "kind": "url", "decode_ms": 5.0}  # fmt: skip
     return SimpleNamespace(**{**usual, **values})
 
 
@@ -104,7 +104,11 @@ def histogram(p50_ms: float | None) -> Histogram:
     [
         ([source(state="reconnecting", error="no answer")], None, 10.0, 0),
         ([source(state="no data")], None, 10.0, 0),
+        ([source(state="reconnecting", kind="video")], None, 10.0, 0),
         ([source(fps_in=9.1, fps_done=9.0)], None, 10.0, 0),
+        ([source(fps_in=9.1, fps_done=9.0)], None, 99.0, 0),
+        ([source(fps_in=9.1, fps_done=9.0, decode_ms=99.0)], None, 10.0, 0),
+        ([source(fps_in=9.1, fps_done=9.0, kind="video", decode_ms=None)], None, 10.0, 0),
         ([source(fps_done=9.0)], None, 10.0, 0),
         ([source(fps_done=9.0)], None, 99.0, 0),
         ([], 30.0, 10.0, 0),
@@ -146,6 +150,27 @@ def test_what_goes_wrong_most_is_told_in_chinese(tmp_path: Path):
         assert translated(words, "en") == words
         chinese = translated(words, "zh")
         assert not re.search("[a-z]{2,} [a-z]{2,}", chinese), chinese
+
+
+@pytest.mark.parametrize(
+    ("values", "system", "words"),
+    [
+        ({"fps_in": 9.1}, 10.0, "camera or network gives 9.1 of 25"),
+        (
+            {"fps_in": 9.1, "decode_ms": 99.4},
+            99.0,
+            "decoding gives 9.1 of 25 frames per second: it takes 99 ms of a core",
+        ),
+        ({"fps_in": 9.1}, 99.0, "9.1 of 25 frames per second are read: the processor is full"),
+        ({"fps_in": 9.1, "kind": "video", "decode_ms": None}, 10.0, "the file gives 9.1 of 25"),
+        ({"state": "reconnecting", "kind": "video"}, 10.0, "the file gives nothing"),
+        ({"fps_done": 9.0}, 10.0, "9.0 of 25.0 frames per second looked at: the detector is the slowest step"),
+    ],
+)
+def test_why_it_is_slow_tells_camera_decoding_and_detector_apart(values: dict[str, Any], system: float, words: str):
+    stages = {"decode": histogram(None), "network": histogram(10.0)}
+    told = why_slow([source(**{"fps_done": 9.0, **values})], stages, system, {})
+    assert told[0].startswith(f"door: {words}")
 
 
 def test_a_key_that_is_not_known_is_an_error():

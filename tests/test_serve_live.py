@@ -158,6 +158,7 @@ def test_live_pictures_are_what_the_camera_shows(tmp_path: Path) -> None:
         image = cv2.imdecode(np.frombuffer(client.get("/v1/streams/cam/jpeg?drawn=false").content, np.uint8), 1)
         assert image.shape == (120, 160, 3)
         until(lambda: client.get("/v1/sources/cam").json()["now"].get("red", 0) > 0)
+        assert 0 < client.get("/v1/sources/cam").json()["decode_ms"] < 100
         assert client.get("/v1/streams/cam/jpeg?width=9999").status_code == 422
 
 

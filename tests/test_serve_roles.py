@@ -13,6 +13,7 @@ import pytest
 
 pytest.importorskip("fastapi")
 from fastapi.testclient import TestClient  # noqa: E402
+from starlette.requests import Request  # noqa: E402
 from starlette.websockets import WebSocketDisconnect  # noqa: E402
 
 import serve_world as world  # noqa: E402
@@ -137,6 +138,8 @@ def test_counts_of_other_sources_are_not_given(client: TestClient) -> None:
     [
         ("POST", "/v1/sources", {"address": "0"}, 403),
         ("POST", "/v1/sources", {"address": "0", "name": "new"}, 403),
+        ("POST", "/v1/sources/test", {"address": "0"}, 403),
+        ("POST", "/v1/sources/test", {"address": "0", "name": "mine"}, 403),
         ("PUT", "/v1/alerts", {"name": "x", "measure": "silent", "mqtt_topic": "t"}, 403),
         ("PUT", "/v1/alerts", {"name": "x", "source": "yours", "measure": "silent", "mqtt_topic": "t"}, 403),
         ("PUT", "/v1/alerts", {"name": "of-yours", "source": "mine", "measure": "silent", "mqtt_topic": "t"}, 403),
@@ -291,6 +294,38 @@ def test_without_tokens_this_machine_is_an_administrator(tmp_path: Path) -> None
         token = client.post("/v1/tokens", json={"name": "first", "role": "admin"}).json()["token"]
         assert client.get("/v1/session").status_code == 401, "from the first token on, everybody needs one"
         assert client.get("/v1/session", headers={"Authorization": f"Bearer {token}"}).status_code == 200
+
+
+@pytest.mark.parametrize(("host", "status"), [("127.0.0.1", 200), ("localhost", 200), ("0.0.0.0", 401), ("::", 401)])
+def test_without_tokens_nobody_is_let_in_where_others_reach_it(tmp_path: Path, host: str, status: int) -> None:
+    """The last token may be taken back while the service runs, by `hawkeye serve token remove`."""
+    config = world.config_of(tmp_path, host=host)
+    with world.client_of(config) as client:
+        tokens = client.app.state.security.tokens  # type: ignore[attr-defined]
+        token = tokens.add("boss", "admin")
+        boss = {"Authorization": f"Bearer {token}"}
+        who = client.app.state.security.who(Request({"type": "http", "headers": []}))  # type: ignore[attr-defined]
+        assert client.get("/v1/session", headers=boss).status_code == 200
+        assert who() is None
+        Tokens(config, world.service_of(client).store).remove("boss")
+        tokens._all(fresh=True)
+        for headers in ({}, boss):
+            assert client.get("/v1/sources", headers=headers).status_code == status
+        assert (who() is not None) == (status == 200), "a stream or a page that stays open"
+        signed_in = client.post("/sign-in", data={"token": token}, follow_redirects=False)
+        assert signed_in.status_code == 401
+
+
+def test_the_last_administrator_stays_where_others_reach_it(tmp_path: Path) -> None:
+    with world.client_of(world.config_of(tmp_path, host="0.0.0.0")) as client:
+        tokens = client.app.state.security.tokens  # type: ignore[attr-defined]
+        boss = {"Authorization": f"Bearer {tokens.add('boss', 'admin')}"}
+        assert client.post("/v1/tokens", json={"name": "look", "role": "viewer"}, headers=boss).status_code == 201
+        assert client.delete("/v1/tokens/look", headers=boss).status_code == 204
+        answer = client.delete("/v1/tokens/boss", headers=boss)
+        assert answer.status_code == 400 and "last token of an administrator" in answer.text
+        assert client.post("/v1/tokens", json={"name": "next", "role": "admin"}, headers=boss).status_code == 201
+        assert client.delete("/v1/tokens/boss", headers=boss).status_code == 204
 
 
 def test_a_token_file(tmp_path: Path) -> None:

@@ -312,3 +312,22 @@ def test_a_wrong_password_is_told_without_it():
         with pytest.raises(DataError, match="user and password") as caught:
             VideoCapture(found, timeout_ms=2000)
     assert "verkehrt" not in str(caught.value)
+
+
+def test_decoding_is_told_apart_from_waiting_for_the_camera() -> None:
+    def busy() -> None:
+        end = time.thread_time() + 0.02
+        while time.thread_time() < end:
+            pass
+
+    for kind, before, low, high in (("camera", busy, 15, 100), ("camera", lambda: time.sleep(0.02), 0, 10)):
+        stream = Stream(source(kind=kind), open_=lambda _, b=before: FakeCapture([b, picture(1)] * 4))
+        stream.start()
+        until(lambda s=stream: s.captured == 4)
+        stream.stop()
+        assert stream.decode_ms is not None and low <= stream.decode_ms < high
+    stream = Stream(source(), open_=file_of(2))
+    stream.start()
+    until(lambda: stream.captured == 2)
+    stream.stop()
+    assert stream.decode_ms is None, "a file is decoded in threads of FFmpeg"

@@ -12,6 +12,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -49,6 +50,39 @@ class Notice:
     event: CountEvent | None = None
     state: State | None = None
     error: str = ""
+
+
+class Subscribers:
+    """Queues that notices are put into; of one that is full, the oldest is dropped. Safe from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._queues: list[queue.Queue[Notice]] = []
+
+    def add(self, size: int) -> queue.Queue[Notice]:
+        """One more, for so many notices."""
+        subscriber: queue.Queue[Notice] = queue.Queue(size)
+        with self._lock:
+            self._queues.append(subscriber)
+        return subscriber
+
+    def remove(self, subscriber: queue.Queue[Notice]) -> None:
+        """One that is there no more is fine."""
+        with self._lock, suppress(ValueError):
+            self._queues.remove(subscriber)
+
+    def tell(self, notice: Notice) -> None:
+        """Put a notice into each."""
+        with self._lock:
+            subscribers = list(self._queues)
+        for subscriber in subscribers:
+            while True:
+                try:
+                    subscriber.put_nowait(notice)
+                    break
+                except queue.Full:
+                    with suppress(queue.Empty):
+                        subscriber.get_nowait()
 
 
 class LiveSession:
@@ -91,7 +125,7 @@ class LiveSession:
         self._ready = threading.Event()
         self._halt = threading.Event()
         self._turn = 0
-        self._subscribers: list[queue.Queue[Notice]] = []
+        self._subscribers = Subscribers()
         self._thread: threading.Thread | None = None
         self.error: BaseException | None = None
         self.stopped_early = False  # asked to stop before every stream had ended
@@ -160,15 +194,11 @@ class LiveSession:
 
     def subscribe(self, size: int = 256) -> queue.Queue[Notice]:
         """A queue of notices; when it is full, the oldest is dropped."""
-        subscriber: queue.Queue[Notice] = queue.Queue(size)
-        with self._lock:
-            self._subscribers.append(subscriber)
-        return subscriber
+        return self._subscribers.add(size)
 
     def unsubscribe(self, subscriber: queue.Queue[Notice]) -> None:
         """End a subscription."""
-        with self._lock:
-            self._subscribers.remove(subscriber)
+        self._subscribers.remove(subscriber)
 
     # -- running ------------------------------------------------------------------------------------------------------
 
@@ -271,7 +301,7 @@ class LiveSession:
         result = lane.result(frame, found, self.names, events)
         for output in self.outputs:
             output.write(result)
-        self._tell(Notice(frame.stream, frame.time_s, "frame", found=found))
+        self._subscribers.tell(Notice(frame.stream, frame.time_s, "frame", found=found))
         self._tell_counts(lane, events)
 
     def _tell_counts(self, lane: Lane, events: Sequence[CountEvent]) -> None:
@@ -280,7 +310,7 @@ class LiveSession:
         for output in self.outputs:
             output.count(lane.stream.source, events)
         for event in events:
-            self._tell(Notice(lane.stream.name, event.time_s, "count", event=event))
+            self._subscribers.tell(Notice(lane.stream.name, event.time_s, "count", event=event))
 
     def _watch_states(self) -> None:
         """Tell counters and outputs of streams that went silent, came back or broke."""
@@ -302,21 +332,7 @@ class LiveSession:
             if live or state == "failed":
                 for output in self.outputs:
                     output.state(stream.source, time_s, state, stream.error)
-            self._tell(Notice(stream.name, time_s, "state", state=state, error=stream.error))
-
-    def _tell(self, notice: Notice) -> None:
-        with self._lock:
-            subscribers = list(self._subscribers)
-        for subscriber in subscribers:
-            while True:
-                try:
-                    subscriber.put_nowait(notice)
-                    break
-                except queue.Full:
-                    try:
-                        subscriber.get_nowait()
-                    except queue.Empty:
-                        continue
+            self._subscribers.tell(Notice(stream.name, time_s, "state", state=state, error=stream.error))
 
     def _all_finished(self) -> bool:
         with self._lock:

@@ -248,9 +248,14 @@ class Engine:
         return len(self._jobs)
 
     @property
+    def capacity(self) -> int:
+        """Jobs that it takes at once."""
+        return self._backend.capacity
+
+    @property
     def free(self) -> bool:
         """Whether it takes another job now."""
-        return len(self._jobs) < self._backend.capacity
+        return len(self._jobs) < self.capacity
 
     def swap(self, other: Engine) -> None:
         """Work with the backend of another engine, such as of another network, from the next job on.

@@ -11,7 +11,9 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
@@ -30,6 +32,8 @@ _KINDS = " ".join(sorted(IMAGE_SUFFIXES | VIDEO_SUFFIXES))
 SCHEMES = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443}  # and their usual ports
 TIMEOUT_MS = 5000  # for connecting, and for each frame
 _EXPECTED = "a picture, a folder, a pattern, a video, the number of a camera, or an rtsp:// or http:// address"
+FFMPEG_OPTIONS = "OPENCV_FFMPEG_CAPTURE_OPTIONS"
+_opening = threading.Lock()
 # Play lists are text that makes FFmpeg open other files and addresses.
 _PLAY_LISTS = (b"#EXTM3U", b"ffconcat")
 _MEND = {"video": "replace the file: it is damaged or of an unknown kind",
@@ -48,6 +52,7 @@ class Source:
         target: what is opened. It may hold a password: never print it.
         pictures: the files of the kind "pictures".
         base: the folder that the pictures lie below.
+        host: what HTTP requests name as their host, where the target has its address; empty: what the target says.
     """
 
     kind: Literal["pictures", "video", "camera", "url"]
@@ -56,6 +61,7 @@ class Source:
     target: str | int = field(default="", repr=False)
     pictures: tuple[Path, ...] = ()
     base: Path = Path()
+    host: str = ""
 
     @property
     def live(self) -> bool:
@@ -95,6 +101,24 @@ class Capture(Protocol):
         ...
 
 
+def is_address(text: str) -> bool:
+    """Whether a text names an address rather than a camera or a file; one letter and a colon is a drive."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", text) is not None
+
+
+def absent_source(text: str) -> Source:
+    """What stands for a source that is not there now, with the name and label that it would have.
+
+    Raises:
+        DataError: an address that can never be one.
+    """
+    if is_address(text) or (text.isascii() and text.isdigit()):
+        return _find(text)[0]
+    path = Path(text)
+    known = path.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES
+    return Source("video", _plain(path.stem if known else path.resolve().name), text, str(path.absolute()))
+
+
 def find_sources(texts: Sequence[str | Path | int]) -> list[Source]:
     """Sources that a command line names; a folder or pattern gives its pictures as one source and each video as one.
 
@@ -116,7 +140,7 @@ def find_sources(texts: Sequence[str | Path | int]) -> list[Source]:
 def _find(text: str) -> list[Source]:
     if text.isascii() and text.isdigit():
         return [Source("camera", f"camera{text}", f"camera {text}", int(text))]
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", text):
+    if is_address(text):
         return [_address(text)]
     path = Path(text)
     if path.is_dir():
@@ -219,9 +243,10 @@ class VideoCapture:
         else:
             # One thread for a live source: frame threads hold pictures back.
             threads = [cv2.CAP_PROP_N_THREADS, 1] if source.live else []
-            self._capture = cv2.VideoCapture(source.target, cv2.CAP_FFMPEG, [
-                cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, timeout_ms, cv2.CAP_PROP_READ_TIMEOUT_MSEC, timeout_ms,
-                *threads])  # fmt: skip
+            with _naming(source.host):
+                self._capture = cv2.VideoCapture(source.target, cv2.CAP_FFMPEG, [
+                    cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, timeout_ms, cv2.CAP_PROP_READ_TIMEOUT_MSEC, timeout_ms,
+                    *threads])  # fmt: skip
         if not self._capture.isOpened():
             raise DataError(f"cannot open {source.label}", got="no pictures in it, or no answer",
                             mend=_MEND[source.kind])  # fmt: skip
@@ -254,6 +279,25 @@ class VideoCapture:
     def _get(self, what: int) -> float:
         value: Any = self._capture.get(what)
         return float(value)
+
+
+@contextmanager
+def _naming(host: str) -> Iterator[None]:
+    """HTTP requests of what is opened inside name this host.
+
+    FFmpeg's options are the process's, so one source is opened at a time; OpenCV opens them so anyway.
+    """
+    with _opening:
+        before = os.environ.get(FFMPEG_OPTIONS)
+        if host:
+            os.environ[FFMPEG_OPTIONS] = "|".join(filter(None, (before, f"headers;Host: {host}\r\n")))
+        try:
+            yield
+        finally:
+            if before is None:
+                os.environ.pop(FFMPEG_OPTIONS, None)
+            else:
+                os.environ[FFMPEG_OPTIONS] = before
 
 
 def _check_file(path: Path) -> None:

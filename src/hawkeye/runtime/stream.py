@@ -93,6 +93,8 @@ class Stream:
         error: what went wrong last, without passwords; empty when nothing did.
         failure: why it has failed for good, or None.
         nominal_fps: frames per second that the source states, 0 where unknown.
+        decode_ms: processor time of decoding one of the last frames of a live source; None before, and of a file, which
+            is decoded in several threads.
         wake: set after each frame and change of state; one event may serve many streams.
         prepare: called with height and width before the first frame of a size is there to be taken.
     """
@@ -118,6 +120,7 @@ class Stream:
         self.error = ""
         self.failure: HawkeyeError | None = None
         self.nominal_fps = 0.0
+        self.decode_ms: float | None = None
         self._realtime, self._loop, self._fps = realtime, loop, fps
         self._connect_s, self._stall_s, self._backoff_s = connect_s, stall_s, backoff_s
         self._open, self._clock = open_, clock
@@ -263,6 +266,7 @@ class Stream:
         offset_s = self._file_s + (1 / (capture.fps or self._fps) if self.captured else 0.0)
         started_s = self._clock()
         while not self._halt.is_set():
+            begun_s = time.thread_time()  # not the wall's: most of that is waiting for the camera
             try:
                 shot = capture.read()
             except DataError as error:
@@ -276,6 +280,10 @@ class Stream:
                 continue
             if shot is None:
                 break
+            if self.source.live:
+                spent_ms = (time.thread_time() - begun_s) * 1e3
+                before_ms = spent_ms if self.decode_ms is None else self.decode_ms
+                self.decode_ms = before_ms + 0.1 * (spent_ms - before_ms)
             if endless:
                 time_s = self.now_s
             else:

@@ -20,7 +20,7 @@ from hawkeye.errors import ConfigError
 from hawkeye.serve.config import ServeConfig
 from hawkeye.serve.delivery import Carrier, Message, carrier_for
 from hawkeye.serve.problems import NotFound
-from hawkeye.serve.schemas import AlertInfo, AlertSpec
+from hawkeye.serve.schemas import AlertInfo, AlertSpec, RuleSpec
 from hawkeye.serve.sources import Guard
 from hawkeye.serve.store import Store
 from hawkeye.track.counting import CountEvent
@@ -29,7 +29,9 @@ log = logging.getLogger("hawkeye.serve")
 Present = Mapping[tuple[str, str], int]
 _MAX_ALERTS, _MAX_WAITING = 100, 1000
 _TICK_S = 0.25
+_KINDS = {"in": "line", "out": "line", "enter": "zone", "exit": "zone", "occupancy": "zone"}  # where it is measured
 _WINDOWED = ("in", "out", "enter", "exit")
+_STOP_S = 1.0
 _BACKOFF_S = (1.0, 60.0)
 
 
@@ -41,6 +43,36 @@ class _Watch:
     firing: bool = False
     times: deque[float] = field(default_factory=lambda: deque(maxlen=100_000))  # of events in the window
     value: float = 0.0
+
+
+def check(spec: AlertSpec, rules: Mapping[str, Sequence[RuleSpec]], names: Sequence[str]) -> None:
+    """Refuse an alert that could never fire.
+
+    Args:
+        rules: lines and zones of each source.
+        names: classes that the model knows.
+
+    Raises:
+        NotFound: no such source.
+        ConfigError: no such line or zone, one that this cannot be measured at, or a class that is not counted.
+    """
+    if spec.source is not None and spec.source not in rules:
+        raise NotFound("source", spec.source, rules)
+    if spec.class_name is not None and spec.class_name not in names:
+        raise ConfigError(f"alert {spec.name!r} names a class that the model does not know", got=spec.class_name,
+                          expected=", ".join(names[:20]))  # fmt: skip
+    kind = _KINDS.get(spec.measure)
+    if not spec.rule or kind is None:
+        return
+    there = [rule for source, own in rules.items() if spec.source in (None, source) for rule in own]
+    named = [rule for rule in there if (rule.kind, rule.name) == (kind, spec.rule)]
+    if not named:
+        known = sorted({rule.name for rule in there if rule.kind == kind})
+        raise ConfigError(f"{spec.measure!r} is of a {kind}, and there is none of this name", got=spec.rule,
+                          expected=", ".join(known[:20]) or None, mend=f"draw that {kind} first")  # fmt: skip
+    if spec.class_name is not None and not any(spec.class_name in (rule.classes or names) for rule in named):
+        raise ConfigError(f"{spec.rule!r} does not count this class", got=spec.class_name,
+                          expected=", ".join(named[0].classes or ()))  # fmt: skip
 
 
 class Alerts:
@@ -80,12 +112,15 @@ class Alerts:
         self._thread.start()
 
     def stop(self) -> None:
-        """End; messages that wait are given up after a second."""
+        """End within a second, however many alerts there are; messages that wait are given up."""
         self._halt.set()
         with self._lock:
             boxes = list(self._boxes.values())
         for box in boxes:
-            box.stop()
+            box.stop(0)
+        until = time.monotonic() + _STOP_S
+        for box in boxes:
+            box.stop(max(0.0, until - time.monotonic()))
 
     def list(self) -> list[AlertInfo]:
         """See `Service.alerts`."""
@@ -98,7 +133,7 @@ class Alerts:
             raise ConfigError(f"alert {spec.name!r} tells nobody", expected="a url, or an mqtt_topic")
         if spec.measure == "silent" and (spec.rule or spec.class_name):
             raise ConfigError("silence is of a source", got="a rule or a class", expected="neither")
-        if spec.measure in _WINDOWED and spec.rule is None:
+        if spec.measure in _WINDOWED and not spec.rule:
             raise ConfigError(f"{spec.measure!r} is counted by a line or a zone", got="no rule", expected="its name")
         if spec.url is not None:
             before = self._specs.get(spec.name)
@@ -138,15 +173,25 @@ class Alerts:
             self._present[source] = present
             self._judge(source)
 
+    def forget(self, source: str) -> None:
+        """The source is gone: what was on for it is over, and it is silent no more."""
+        with self._lock:
+            self._present.pop(source, None)
+            for spec in self._specs.values():
+                if (watch := self._watches.pop((spec.name, source), None)) is not None:
+                    self._turn(spec, source, watch, False)
+
     def counted(self, source: str, events: Sequence[CountEvent]) -> None:
         """What a source has counted."""
         now = self._clock()
         with self._lock:
             for spec in self._specs.values():
-                for event in events:
-                    if (event.kind == spec.measure and event.rule == spec.rule and spec.source in (None, source)
-                            and spec.class_name in (None, event.class_name)):  # fmt: skip
-                        self._watch(spec, source).times.append(now)
+                fitting = sum(event.kind == spec.measure and event.rule == spec.rule
+                              and spec.source in (None, source) and spec.class_name in (None, event.class_name)
+                              for event in events)  # fmt: skip
+                if fitting:  # judged at once: a window of no length is over in a moment
+                    self._watch(spec, source).times.extend([now] * fitting)
+                    self._judge_one(spec, source, self._present.get(source), now)
 
     def _run(self) -> None:
         while not self._halt.wait(_TICK_S):
@@ -248,12 +293,12 @@ class Outbox:
             self._messages.append(Message.of(body))
             self._changed.notify()
 
-    def stop(self) -> None:
-        """End within a second."""
+    def stop(self, timeout_s: float = _STOP_S) -> None:
+        """End, and wait so long for a message that is under way."""
         with self._changed:
             self._halted = True
             self._changed.notify()
-        self._thread.join(1.0)
+        self._thread.join(timeout_s)
 
     def _run(self) -> None:
         wait_s = self._backoff_s[0]
@@ -276,4 +321,6 @@ class Outbox:
                 self.delivered += 1
                 if self._messages and self._messages[0] is message:
                     self._messages.popleft()
+        if self._messages:
+            log.error("%d messages of an alert were never delivered: %s", len(self._messages), self.error)
         self._carrier.close()

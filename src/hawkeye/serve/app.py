@@ -47,7 +47,8 @@ def build_app(service: Service, *, token_file: Path | None = None, pages: bool =
 
     app = FastAPI(title="Hawkeye", version=__version__, description=_ABOUT, lifespan=lifespan, docs_url=None,
                   redoc_url=None)  # fmt: skip
-    security = Security(service.config, Tokens(service.config, service.store, file=token_file))
+    config = service.config
+    security = Security(config, Tokens(config, service.store, file=token_file, keep_admin=not config.loopback))
     app.state.service, app.state.security = service, security
     add_answers(app)
     signin.add_sign_in(app)

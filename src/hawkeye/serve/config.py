@@ -125,6 +125,14 @@ class ServeConfig(_Settings):
     """MQTT broker for alerts."""
 
     @property
+    def loopback(self) -> bool:
+        """Whether only this machine can reach the address that is listened at."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+    @property
     def most_requests(self) -> int:
         """Requests that may be worked on or wait, at most: a worker has one core at least."""
         return (self.workers or cpu_count()) * (1 + self.waiting)

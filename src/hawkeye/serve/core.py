@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from hawkeye.detections import Detections
 from hawkeye.live import Notice
 from hawkeye.outputs import Result
-from hawkeye.serve.alerts import Alerts
+from hawkeye.serve.alerts import Alerts, check
 from hawkeye.serve.config import ServeConfig
 from hawkeye.serve.follow import Follower
 from hawkeye.serve.live import LiveSources
@@ -361,11 +361,11 @@ class Service:
         """Add an alert, or change the one of the same name. May wait for the resolution of its host's name.
 
         Raises:
-            ConfigError: nowhere to tell, no such source, or an address that is not allowed.
+            NotFound: no such source.
+            ConfigError: nowhere to tell, an address that is not allowed, or nothing that could ever be counted so.
         """
         with self._lock:
-            if spec.source is not None:
-                self._live.source(spec.source)
+            check(spec, {info.name: info.rules for info in self.sources()}, self.names)
             return self._alerts.set(spec)
 
     def remove_alert(self, name: str) -> None:

@@ -6,23 +6,22 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 
 import cv2
 import numpy as np
 
 from hawkeye.errors import ConfigError, HawkeyeError, ModelError
-from hawkeye.lane import StreamStatus
-from hawkeye.live import LiveSession, Notice
+from hawkeye.live import LiveSession, Notice, Subscribers
 from hawkeye.outputs import Result, encode_jpeg
 from hawkeye.runtime.engine import Job
-from hawkeye.runtime.stream import State, Stream
+from hawkeye.runtime.source import Source
+from hawkeye.runtime.stream import Stream
 from hawkeye.serve.alerts import Alerts
 from hawkeye.serve.comparison import Comparator
 from hawkeye.serve.config import ServeConfig
+from hawkeye.serve.known import Known, info_of
 from hawkeye.serve.metrics import Metrics
 from hawkeye.serve.models import Models
 from hawkeye.serve.problems import NotFound
@@ -30,30 +29,12 @@ from hawkeye.serve.recorder import Recorder
 from hawkeye.serve.schemas import Comparison, ModelInfo, RuleSpec, SourceInfo, SourceSpec, SourceTest
 from hawkeye.serve.sources import Guard
 from hawkeye.serve.store import Store
+from hawkeye.track.counting import Counter
 
 log = logging.getLogger("hawkeye.serve")
-_WORDS: dict[State, str] = {
-    "connecting": "connecting",
-    "live": "live",
-    "no data": "no data: connected, but no picture comes",
-    "reconnecting": "reconnecting",
-    "ended": "ended",
-    "failed": "failed",
-    "stopped": "stopped",
-}
 _WIDTHS = (320, 640, 960, 1280, 1920)
 _QUALITY = 80
 _RESTART_S = 2.0
-
-
-@dataclass
-class _Source:
-    """A source that the service knows, whether or not a session runs."""
-
-    spec: SourceSpec
-    trusted: bool
-    rules: tuple[RuleSpec, ...]
-    stream: Stream
 
 
 class LiveSources:
@@ -64,10 +45,10 @@ class LiveSources:
     ) -> None:  # fmt: skip
         self._config, self._store, self._models, self._metrics, self._alerts = config, store, models, metrics, alerts
         self.guard = Guard(config)
-        self._sources: dict[str, _Source] = {}
+        self._sources: dict[str, Known] = {}
         self._session: LiveSession | None = None
-        self._recorder = Recorder(store, told=alerts.told, counted=alerts.counted)
-        self._subscribers: list[queue.Queue[Notice]] = []
+        self._recorder = Recorder(store, told=self._told, counted=alerts.counted)
+        self._subscribers = Subscribers()
         self._comparator: Comparator | None = None
         self._lock = threading.RLock()
         self._pictures: dict[tuple[str, int, bool], tuple[Result, bytes]] = {}
@@ -89,7 +70,8 @@ class LiveSources:
             wanted.setdefault(name, (SourceSpec.model_validate(body["spec"]), body["trusted"], ()))
         for name, (spec, trusted, own) in wanted.items():
             try:
-                self._add(spec, trusted=trusted, rules=rules.get(spec.name or name, own))
+                source = self._seek(spec, trusted=trusted)
+                self._add(source, spec, trusted=trusted, rules=rules.get(source.name, own))
             except HawkeyeError as error:  # one bad source must not keep the service from starting
                 log.error("source %s is left out: %s", name if spec.name else "without a name", error)
         self._doctor.start()
@@ -105,9 +87,16 @@ class LiveSources:
         self._recorder.stop()
 
     def _watch_over(self) -> None:
-        """Begin anew when a session breaks: its network hung again and again, or an error of our own."""
+        """Begin anew when a session breaks: its network hung again and again, or an error of our own.
+
+        Also look again for sources that were not there.
+        """
         while not self._halt.wait(_RESTART_S / 4):
-            session = self._session
+            with self._lock:
+                session = self._session
+                for known in self._sources.values():
+                    if known.stream is None and session is not None:
+                        self._open(known, session)
             if session is None or session.error is None or self._halt.is_set():
                 self.error = ""
                 continue
@@ -124,7 +113,7 @@ class LiveSources:
                 log.error("%s", self.error)
 
     def _begin_anew(self, model: str | None = None) -> None:
-        """A new session with all sources, opened again."""
+        """A new session with all sources, opened again; one that cannot be is no reason to leave out others."""
         engine, names = self._models.engine(model or self._models.served)
         engine.watch = self._watch
         old, self._session = self._session, LiveSession(engine, names, outputs=[self._recorder], tracking=True)
@@ -135,50 +124,64 @@ class LiveSources:
                                    name="notices", daemon=True)  # fmt: skip
         forward.start()
         for known in self._sources.values():
-            known.stream = self._stream(known)
-            self._session.add(known.stream, [rule.to_rule() for rule in known.rules])
+            self._open(known, self._session)
 
     # -- sources ------------------------------------------------------------------------------------------------------
 
     def add(self, spec: SourceSpec, *, trusted: bool) -> SourceInfo:
         """See `Service.add_source`."""
-        name = self._add(spec, trusted=trusted, rules=())
+        source = self.guard.find(spec, trusted=trusted)
+        name = source.name
+        self._add(source, spec, trusted=trusted, rules=())
         try:
             self._store.put("source", name, {"spec": {**spec.model_dump(), "name": name}, "trusted": trusted})
         except HawkeyeError:
             self.remove(name)
             raise
-        log.info("source %s added: %s", name, self._sources[name].stream.source.label)
+        log.info("source %s added: %s", name, source.label)
         return self.source(name)
 
-    def _add(self, spec: SourceSpec, *, trusted: bool, rules: tuple[RuleSpec, ...]) -> str:
+    def _add(self, source: Source, spec: SourceSpec, *, trusted: bool, rules: tuple[RuleSpec, ...]) -> None:
         if len(self._sources) >= self._config.max_sources:
             raise ConfigError("too many sources", got=len(self._sources) + 1, expected=f"{self._config.max_sources}",
                               mend="remove one, or set max_sources")  # fmt: skip
-        source = self.guard.find(spec, trusted=trusted)
         if source.name in self._sources:
             raise ConfigError("there is a source of this name", got=source.name, expected="a name for each",
                               mend="give it another name")  # fmt: skip
-        named = spec.model_copy(update={"name": source.name})
-        known = _Source(named, trusted, rules, Stream(source))
-        known.stream = self._stream(known)
+        known = Known(spec.model_copy(update={"name": source.name}), trusted, rules, source)
         with self._lock:
             self._sources[source.name] = known
             try:
                 if self._session is None:
                     self._begin_anew()
                 else:
-                    self._session.add(known.stream, [rule.to_rule() for rule in rules])
+                    self._open(known, self._session)
             except HawkeyeError:
                 del self._sources[source.name]
                 raise
-        return source.name
 
-    def _stream(self, known: _Source) -> Stream:
-        return Stream(
-            self.guard.find(known.spec, trusted=known.trusted), realtime=True, loop=known.spec.loop,
-            connect_s=None, open_=partial(self.guard.open, trusted=known.trusted),
-        )  # fmt: skip
+    def _seek(self, spec: SourceSpec, *, trusted: bool) -> Source:
+        """A source, or what stands for it; its host is resolved when it is opened, however often that is tried."""
+        try:
+            return self.guard.find(spec, trusted=trusted, resolve=False)
+        except HawkeyeError:
+            return self.guard.absent(spec)
+
+    def _open(self, known: Known, session: LiveSession) -> None:
+        """Give a source to a session. One that is not there, or is refused, the supervisor tries again."""
+        name = known.source.name
+        try:
+            known.source = self.guard.find(known.spec, trusted=known.trusted, resolve=False)
+            stream = Stream(known.source, realtime=True, loop=known.spec.loop, connect_s=None,
+                            open_=partial(self.guard.open, trusted=known.trusted))  # fmt: skip
+            session.add(stream, [rule.to_rule() for rule in known.rules])
+            known.stream, known.error = stream, ""
+        except Exception as error:  # whatever it is, the other sources go on
+            words = known.told(error)
+            if words != known.error:
+                log.error("source %s: %s", name, words)
+            known.stream, known.error = None, words
+            self._alerts.told(name, None)
 
     def remove(self, name: str) -> None:
         """See `Service.remove_source`."""
@@ -191,10 +194,14 @@ class LiveSources:
             for key in [key for key in self._pictures if key[0] == name]:
                 self._pictures.pop(key, None)
         self._recorder.forget(name)
-        self._alerts.told(name, None)
+        self._alerts.forget(name)
         self._store.drop("source", name)
         self._store.drop("rules", name)
         log.info("source %s removed", name)
+
+    def _told(self, name: str, present: dict[tuple[str, str], int] | None) -> None:
+        if name in self._sources:  # frames of one that was removed just now are on their way still
+            self._alerts.told(name, present)
 
     def test(self, spec: SourceSpec) -> SourceTest:
         """See `Service.test_source`."""
@@ -205,7 +212,9 @@ class LiveSources:
         with self._lock:
             session, known = self._session, dict(self._sources)
         status = {row.name: row for row in session.status()} if session is not None else {}
-        return [self._info(item, status[name]) for name, item in known.items() if name in status]
+        return [
+            info_of(item, status.get(name), session.latest(name) if session else None) for name, item in known.items()
+        ]
 
     def source(self, name: str) -> SourceInfo:
         """See `Service.source`."""
@@ -214,28 +223,11 @@ class LiveSources:
                 return info
         raise NotFound("source", name, self._sources)
 
-    def _info(self, known: _Source, status: StreamStatus) -> SourceInfo:
-        result = self.latest(status.name)
-        now: dict[str, int] | None = None
-        if result is not None and status.state == "live":
-            now = {}
-            for cls in result.found.class_id.tolist():
-                now[result.names[cls]] = now.get(result.names[cls], 0) + 1
-        words = _WORDS[status.state] + (f": {status.error}" if status.error and status.state != "live" else "")
-        return SourceInfo(
-            name=status.name, label=status.source, kind=status.kind, state=status.state, words=words,
-            error=status.error, loop=known.spec.loop, fps_in=round(status.fps_in, 2),
-            nominal_fps=round(known.stream.nominal_fps, 2), fps_done=round(status.fps_done, 2),
-            latency_ms=None if status.latency_ms is None else round(status.latency_ms, 2), captured=status.captured,
-            done=status.done, drops=status.drops, lost=status.lost, reconnects=status.reconnects, width=status.width,
-            height=status.height, now=now, rules=known.rules, totals=status.counts or {},
-        )  # fmt: skip
-
     def queues(self) -> dict[str, tuple[int, int]]:
         """Frames in the network's queue, counts that wait to be written."""
         session = self._session
-        flying = session.engine.in_flight if session else 0
-        return {"frames": (flying, max(1, flying)), "counts": (self._recorder.waiting, 200_000)}
+        frames = (session.engine.in_flight, session.engine.capacity) if session else (0, 0)
+        return {"frames": frames, "counts": (self._recorder.waiting, 200_000)}
 
     # -- rules --------------------------------------------------------------------------------------------------------
 
@@ -261,13 +253,15 @@ class LiveSources:
         known = self._known(name)
         made = [rule.to_rule() for rule in rules]
         with self._lock:
-            if self._session is not None:
+            if self._session is not None and known.stream is not None:
                 self._session.change_rules(name, made)
+            else:  # nothing is counted now, but it must be possible later
+                Counter(made, self._models.names, size=(1_000_000, 1_000_000))
             known.rules = rules
         self._store.put("rules", name, {"rules": [rule.model_dump() for rule in rules]})
         return rules
 
-    def _known(self, name: str) -> _Source:
+    def _known(self, name: str) -> Known:
         known = self._sources.get(name)
         if known is None:
             raise NotFound("source", name, self._sources)
@@ -360,15 +354,11 @@ class LiveSources:
 
     def subscribe(self, size: int) -> queue.Queue[Notice]:
         """See `Service.subscribe`."""
-        subscriber: queue.Queue[Notice] = queue.Queue(size)
-        with self._lock:
-            self._subscribers.append(subscriber)
-        return subscriber
+        return self._subscribers.add(size)
 
     def unsubscribe(self, subscriber: queue.Queue[Notice]) -> None:
         """See `Service.unsubscribe`."""
-        with self._lock, suppress(ValueError):
-            self._subscribers.remove(subscriber)
+        self._subscribers.remove(subscriber)
 
     def _forward(self, session: LiveSession, notices: queue.Queue[Notice]) -> None:
         """Hand a session's notices on: subscribers outlive sessions."""
@@ -379,16 +369,4 @@ class LiveSources:
                 continue
             if notice.kind == "state":
                 log.info("source %s: %s", notice.stream, notice.state)
-            self._tell(notice)
-
-    def _tell(self, notice: Notice) -> None:
-        with self._lock:
-            subscribers: Sequence[queue.Queue[Notice]] = list(self._subscribers)
-        for subscriber in subscribers:
-            while True:
-                try:
-                    subscriber.put_nowait(notice)
-                    break
-                except queue.Full:
-                    with suppress(queue.Empty):
-                        subscriber.get_nowait()
+            self._subscribers.tell(notice)

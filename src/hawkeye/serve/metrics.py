@@ -19,6 +19,7 @@ from hawkeye.serve.schemas import Histogram, SourceInfo, Statistics
 STAGES = ("decode", "wait", "pre", "network", "post", "total", "live_network", "live")
 BOUNDS_MS = (1.0, 2.0, 5.0, 10.0, 20.0, 35.0, 50.0, 75.0, 100.0, 150.0, 250.0, 500.0, 1000.0, 2500.0, 5000.0)
 _LOG_LINES, _RECENT, _SAMPLE_S = 200, 1000, 1.0
+_CORE_MS = 900.0  # each source is decoded by one core; in a second this much is all of it, with some waiting
 _LOGGERS = ("hawkeye", "uvicorn.error")
 _SECRETS = re.compile(r"(?<=://)[^/\s@]+@|(?i:(?<=token=)|(?<=bearer )|(?<=password=)|(?<=secret=))[^\s&;,'\"]+")
 
@@ -160,18 +161,26 @@ def why_slow(
     """What holds the service up, in words; empty when nothing does."""
     found = []
     for source in sources:
+        where = "camera or network" if source.kind in ("camera", "url") else "the file"
         if source.state in ("reconnecting", "no data"):
-            found.append(f"{source.name}: camera or network gives nothing ({source.error or source.words})")
+            found.append(f"{source.name}: {where} gives nothing ({source.error or source.words})")
         elif source.nominal_fps and source.state == "live" and source.fps_in < 0.7 * source.nominal_fps:
-            found.append(f"{source.name}: camera, network or decoding gives {source.fps_in:.1f} of "
-                         f"{source.nominal_fps:.0f} frames per second")  # fmt: skip
+            rates = f"{source.fps_in:.1f} of {source.nominal_fps:.0f} frames per second"
+            if source.decode_ms is not None and source.decode_ms * source.nominal_fps > _CORE_MS:
+                found.append(
+                    f"{source.name}: decoding gives {rates}: it takes {source.decode_ms:.0f} ms of a core each"
+                )
+            elif system_percent > 85:
+                found.append(f"{source.name}: {rates} are read: the processor is full")
+            else:
+                found.append(f"{source.name}: {where} gives {rates}")
         if source.state == "live" and source.fps_in > 2 and source.fps_done < 0.8 * source.fps_in:
-            what = "the processor is full" if system_percent > 85 else "the network is the slowest step"
+            what = "the processor is full" if system_percent > 85 else "the detector is the slowest step"
             found.append(f"{source.name}: {source.fps_done:.1f} of {source.fps_in:.1f} frames per second looked at: "
                          f"{what}")  # fmt: skip
     decode, network = stages["decode"].p50_ms, stages["network"].p50_ms
     if decode is not None and network is not None and decode > network:
-        found.append(f"requests: decoding takes {decode:.0f} ms, the network {network:.0f} ms: send smaller pictures")
+        found.append(f"requests: decoding takes {decode:.0f} ms, the detector {network:.0f} ms: send smaller pictures")
     waiting, room = queues.get("requests", (0, 0))
     if room and waiting >= room:
         found.append("requests: every place is taken; more are turned away")

@@ -86,6 +86,7 @@ class SourceInfo(Schema):
         width, height: of the picture in pixels.
         now: objects in the picture now, by class; None without data.
         rules: its lines and zones. totals: what each has counted since the service started, see `Counter.totals`.
+        decode_ms: processor time of decoding one frame; None before the first, and for a file.
     """
 
     name: str
@@ -109,6 +110,7 @@ class SourceInfo(Schema):
     now: dict[str, int] | None
     rules: tuple[RuleSpec, ...]
     totals: dict[str, dict[str, Any]]
+    decode_ms: float | None = None
 
 
 class SourceTest(Schema):

@@ -1,7 +1,8 @@
 """Who asks, and what they may do: tokens, roles, sessions of browsers. For API and pages alike.
 
-Where there is no token, only this machine can reach the service, and whoever uses it is an administrator. As soon as
-there is one token, every request needs one: as `Authorization: Bearer TOKEN`, or as the cookie that signing in gives.
+Where only this machine can reach the service and there is no token, whoever uses it is an administrator. Everywhere
+else every request needs one: as `Authorization: Bearer TOKEN`, or as the cookie that signing in gives. Where others can
+reach it and the last token is taken back while it runs, nobody is let in.
 
     viewer    looks: sources, counts, alerts, runs, models; detects in its own pictures
     operator  changes sources, rules and alerts
@@ -72,7 +73,7 @@ class Principal:
     """Who asks.
 
     Attributes:
-        name: of the token; "local" where there are no tokens.
+        name: of the token; "local" where nobody needs one.
         role: what it may do.
         sources: names of the sources that it may see; None is all.
     """
@@ -123,13 +124,15 @@ class Tokens:
         config: its [[token]] tables.
         store: where the others are, hashed.
         file: holds one token of an administrator, as a container's secret does.
+        keep_admin: the last administrator's token is not taken back: who else could make another one?
 
     Raises:
         ConfigError: the file cannot be read, or its token is too short.
     """
 
-    def __init__(self, config: ServeConfig, store: Store, *, file: Path | None = None) -> None:
-        self._store = store
+    def __init__(self, config: ServeConfig, store: Store, *, file: Path | None = None,
+                 keep_admin: bool = False) -> None:  # fmt: skip
+        self._store, self._keep_admin = store, keep_admin
         self._lock = threading.Lock()
         self._fixed: dict[str, TokenInfo] = {}  # by hash
         for given in config.token:
@@ -184,12 +187,17 @@ class Tokens:
 
         Raises:
             NotFound: none of this name.
-            ConfigError: it is of the configuration.
+            ConfigError: it is of the configuration, or the last one of an administrator where that is kept.
         """
         if any(info.name == name for info in self._fixed.values()):
             raise ConfigError("this token is set by the configuration", got=name, mend="remove it there")
         if name not in self._store.documents("token"):
             raise NotFound("token", name, [info.name for info in self._all().values()])
+        admins = {info.name for info in self._all(fresh=True).values() if info.role == "admin"}
+        if self._keep_admin and admins == {name}:
+            raise ConfigError("this is the last token of an administrator", got=name,
+                              mend="make another one first, or `hawkeye serve token remove` on the machine itself",
+                              )  # fmt: skip
         self._store.drop("token", name)
         self._all(fresh=True)
 
@@ -265,7 +273,7 @@ class Security:
         credential = self._credential(connection)
 
         def ask() -> Principal | None:
-            if not self.tokens:
+            if self._open():
                 return LOCAL
             hashed = credential() if credential is not None else None
             return None if hashed is None else self.tokens.of_hash(hashed)
@@ -279,7 +287,7 @@ class Security:
             TooMany: this client has sent too many wrong tokens; whether this one is right is not even looked at.
             Unknown: a wrong token.
         """
-        if not self.tokens:
+        if self._open():
             return LOCAL
         token = _bearer(connection)
         return self.who(connection)() if token is None else self._try(token, _client(connection))
@@ -311,6 +319,10 @@ class Security:
         """How the cookie is set: no script reads it, no other site's request carries it."""
         secure = (self.config.public_url or "").startswith("https:")
         return {"key": COOKIE, "max_age": int(_SESSION_S), "httponly": True, "samesite": "strict", "secure": secure}
+
+    def _open(self) -> bool:
+        """Whether nobody needs a token; asked at each request, as the last one may go while the service runs."""
+        return self.config.loopback and not self.tokens
 
     def _try(self, token: str, client: str) -> Principal:
         if (wait_s := self._failures.take(client, 0)) > 0:

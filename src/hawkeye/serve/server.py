@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import signal
 import socket
@@ -14,7 +13,8 @@ from pathlib import Path
 import uvicorn
 from fastapi import FastAPI
 
-from hawkeye.errors import ConfigError
+from hawkeye.errors import ConfigError, StorageError
+from hawkeye.rundir import LOCK, lock
 from hawkeye.serve.app import build_app
 from hawkeye.serve.config import ServeConfig
 from hawkeye.serve.core import Service
@@ -31,15 +31,17 @@ def run(config: ServeConfig, *, token_file: Path | None = None) -> int:
     """Serve until a signal says otherwise; the exit code.
 
     Raises:
-        ConfigError: the address is taken or not ours, or it can be reached by others and nobody needs a token.
+        ConfigError: the address is taken or not ours, it can be reached by others and nobody needs a token, or another
+            service works with the same state.
+        StorageError: the state cannot be written.
         ModelError: no model, or one that cannot be used.
     """
-    with _listening(config) as listener:
+    with _listening(config) as listener, _alone(config.state):
         service = Service(config)
         try:
             app = build_app(service, token_file=token_file)
             security: Security = app.state.security
-            if not (_is_loopback(config.host) or security.tokens):
+            if not (config.loopback or security.tokens):
                 raise ConfigError(
                     "others can reach this address, and nobody needs a token", got=f"host {config.host}",
                     expected="a token, or the host 127.0.0.1",
@@ -120,11 +122,22 @@ def _listening(config: ServeConfig) -> Iterator[socket.socket]:
         yield listener
 
 
-def _is_loopback(host: str) -> bool:
+@contextmanager
+def _alone(state: Path) -> Iterator[None]:
+    """Two services that count the same sources into one store would count double; a token's command may join in."""
     try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+        state.mkdir(parents=True, exist_ok=True)
+        file = (state / LOCK).open("w")
+    except OSError as error:
+        raise StorageError(f"cannot open the store in {state}", got=error.strerror,
+                           mend="free some space, or name another --state") from None  # fmt: skip
+    with file:
+        try:
+            lock(file)
+        except OSError as error:
+            raise ConfigError(f"another service works with {state}", got=error.strerror, expected="one at a time",
+                              mend="end that one, or name another --state") from None  # fmt: skip
+        yield
 
 
 def _log_to_stderr() -> None:

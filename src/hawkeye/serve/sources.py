@@ -1,8 +1,9 @@
 """Which addresses may be connected to, and opening sources so that it is those that are connected to.
 
 A name is resolved here, its address is checked, and the decoder gets the address: a name that resolves to something
-else a moment later (DNS rebinding) changes nothing. HTTP redirects and play lists are refused by the decoder. What
-remains open to a camera that is itself hostile is an RTSP redirect, which FFmpeg follows without asking.
+else a moment later (DNS rebinding) changes nothing. HTTP requests name the host still. HTTP redirects and play lists
+are refused by the decoder. What remains open to a camera that is itself hostile is an RTSP redirect, which FFmpeg
+follows without asking.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import base64
 import ipaddress
 import os
+import re
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -21,7 +23,16 @@ import cv2
 
 from hawkeye.errors import ConfigError, DataError, HawkeyeError
 from hawkeye.outputs import encode_jpeg
-from hawkeye.runtime.source import SCHEMES, Capture, Source, find_sources, open_source
+from hawkeye.runtime.source import (
+    FFMPEG_OPTIONS,
+    SCHEMES,
+    Capture,
+    Source,
+    absent_source,
+    find_sources,
+    is_address,
+    open_source,
+)
 from hawkeye.serve.config import ServeConfig
 from hawkeye.serve.schemas import SourceSpec, SourceTest
 
@@ -49,6 +60,7 @@ class Guard:
     def __init__(
         self, config: ServeConfig, *, lookup: Callable[..., Sequence[tuple[Any, ...]]] = socket.getaddrinfo
     ) -> None:  # fmt: skip
+        os.environ[FFMPEG_OPTIONS] = _FFMPEG
         self._config, self._lookup = config, lookup
         self._networks = [ipaddress.ip_network(text, strict=False) for text in config.networks]
 
@@ -89,31 +101,44 @@ class Guard:
         raise ConfigError(f"the address of {host} is not allowed", got=f"{found[0] if found else 'nothing'}: {why}",
                           mend=mend if "private" in why else None)  # fmt: skip
 
-    def find(self, spec: SourceSpec, *, trusted: bool = False) -> Source:
+    def find(self, spec: SourceSpec, *, trusted: bool = False, resolve: bool = True) -> Source:
         """The source that a spec names, allowed and with its final name.
+
+        Args:
+            resolve: hold an address against what is allowed at once, rather than when it is opened. Waits.
 
         Raises:
             ConfigError: not allowed here; says how to allow it.
             DataError: nothing there, or no source.
         """
         text = spec.address.strip()
-        is_url, is_camera = ":" in text.partition("/")[0], text.isascii() and text.isdigit()
-        if not (is_url or is_camera or trusted):
-            text = str(self._file(text))
+        is_camera = text.isascii() and text.isdigit()
         if is_camera and not (trusted or self._config.cameras):
             raise ConfigError(
                 "cameras of this machine are not allowed", got=f"camera {text}", mend="set cameras = true"
             )
-        sources = find_sources([text])
+        try:
+            if not (is_address(text) or is_camera or trusted):
+                text = str(self._file(text))
+            sources = find_sources([text])
+        except OSError as error:
+            raise DataError("this source cannot be looked for", got=error.strerror,
+                            mend="let the service read its folder") from None  # fmt: skip
         if len(sources) > 1:
             raise ConfigError("one source at a time", got=f"{len(sources)} in that folder", mend="name one file")
-        source = sources[0]
-        if source.kind == "url":
+        source = _named(sources[0], spec)
+        if source.kind == "url" and resolve:
             parts = urlsplit(str(source.target))
             self.resolve(parts.hostname or "", parts.port or SCHEMES[parts.scheme.lower()], trusted=trusted)
-        elif source.kind != "camera":  # where files lie on this machine is nobody's business
-            source = replace(source, label=Path(text).name)
-        return replace(source, name=spec.name or source.name.lstrip("-."))
+        return source
+
+    def absent(self, spec: SourceSpec) -> Source:
+        """What stands for a source that `find` does not find now, with its final name.
+
+        Raises:
+            DataError: an address that can never be one.
+        """
+        return _named(absent_source(spec.address.strip()), spec)
 
     def open(self, source: Source, *, trusted: bool = False) -> Capture:
         """Open a source; the host of an address is resolved and checked anew each time.
@@ -121,14 +146,16 @@ class Guard:
         Raises:
             DataError, ConfigError: it cannot be opened, or must not be.
         """
-        os.environ["OPENCV_FFMPEG_CAPTURE_OPTIONS"] = _FFMPEG
         if source.kind == "url":
             parts = urlsplit(str(source.target))
             host, port = parts.hostname or "", parts.port or SCHEMES[parts.scheme.lower()]
             address = self.resolve(host, port, trusted=trusted)
-            user = f"{parts.netloc.rpartition('@')[0]}@" if "@" in parts.netloc else ""
+            user, at, named = parts.netloc.rpartition("@")
             shown = f"[{address}]" if ":" in address else address
-            source = replace(source, target=parts._replace(netloc=f"{user}{shown}:{port}").geturl())
+            # Servers of several sites tell them apart by it; other signs would end the option, or begin another one.
+            plain = parts.scheme.lower() in ("http", "https") and re.fullmatch(r"[\w.:\[\]-]+", named, re.ASCII)
+            source = replace(source, target=parts._replace(netloc=f"{user}{at}{shown}:{port}").geturl(),
+                             host=named if plain else "")  # fmt: skip
         return open_source(source)
 
     def test(self, spec: SourceSpec) -> SourceTest:
@@ -166,6 +193,12 @@ class Guard:
             raise ConfigError("there is no such file in the media folder", got=text[:200],
                               expected="a path relative to that folder")  # fmt: skip
         return path
+
+
+def _named(source: Source, spec: SourceSpec) -> Source:
+    """With its final name; where files lie on this machine is nobody's business."""
+    label = Path(source.label).name if source.kind in ("pictures", "video") else source.label
+    return replace(source, name=spec.name or source.name.lstrip("-."), label=label)
 
 
 def _embedded(address: Address) -> list[ipaddress.IPv4Address]:

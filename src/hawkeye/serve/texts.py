@@ -84,6 +84,7 @@ TEXTS: Mapping[str, tuple[str, str]] = {
     "live.loop": ("Begin a file again when it ends", "文件结束后从头播放"),
     "live.test": ("Test", "测试"),
     "live.testing": ("Opening it; this takes up to ten seconds …", "正在打开，最多需要十秒……"),
+    "live.test.held": ("Only who sees every source may test an address.", "只有能查看所有视频源的用户才能测试地址。"),
     "live.test.ok": ("It works", "可以使用"),
     "live.test.bad": ("It does not work", "无法使用"),
     "live.adding": ("Adding …", "正在添加……"),

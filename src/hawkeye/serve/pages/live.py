@@ -195,6 +195,10 @@ def add_source(site: Site) -> None:
         async def test() -> None:
             if (wanted := spec()) is None:
                 return
+            principal = site.who()
+            if principal is not None and principal.sources is not None:  # it shows whatever address is named
+                site.say(t("live.test.held"), "warning")
+                return
             busy(t("live.testing"))
             buttons_enabled(False)
             done, answer = await site.attempt("operator", lambda: site.service.test_source(wanted))
