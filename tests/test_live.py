@@ -22,7 +22,7 @@ from hawkeye.errors import ConfigError, DataError
 from hawkeye.live import LiveSession
 from hawkeye.live_commands import _seconds
 from hawkeye.outputs import DetectionsCsv, EventsCsv, JsonLines, Videos
-from hawkeye.predict import count, predict
+from hawkeye.predict import _work, count, predict
 from hawkeye.runtime.engine import Engine, SyncBackend
 from hawkeye.runtime.stream import Stream
 from hawkeye.track.rules import parse_rules
@@ -232,6 +232,15 @@ def test_sources_come_and_go_while_it_runs():
     until(lambda: [row.done for row in session.status()] == [3])
     session.stop()
     assert session.error is None
+
+
+def test_a_session_that_cannot_begin_leaves_no_thread_behind():
+    """The interpreter would abort at its end: a thread inside a decoder cannot be ended then."""
+    before = set(capture_threads())
+    session = LiveSession(engine(), NAMES)
+    with pytest.raises(ConfigError, match="same name"):
+        _work(session, [Stream(source("a"), open_=file_of(50)), Stream(source("a"))], "working", "")
+    until(lambda: set(capture_threads()) <= before)
 
 
 def test_a_slow_subscriber_loses_the_oldest_and_holds_nobody_up():

@@ -226,7 +226,7 @@ class LiveSession:
             self.stopped_early = not self._all_finished()
             finished = len(self.failures()) < max(1, len(self._lanes))
         finally:
-            self._close(finished)
+            self.close(finished=finished)
 
     def _feed(self) -> bool:
         """Give the engine what it can take, one frame of each stream in turn."""
@@ -322,8 +322,17 @@ class LiveSession:
         with self._lock:
             return all(lane.failure or lane.stream.finished for lane in self._lanes.values())
 
-    def _close(self, finished: bool) -> None:
-        """Stop threads, then finish files, whatever went wrong before; within about a second."""
+    def close(self, *, finished: bool = False) -> None:
+        """Stop threads, then close the engine and all outputs, whatever went wrong before; within about a second.
+
+        `run` ends with it. Only a session that never ran needs it, as its streams have threads from `add` on.
+
+        Args:
+            finished: whether files get their names, or keep their `.part`.
+
+        Raises:
+            StorageError: an output cannot be written.
+        """
         self._halt.set()
         with self._lock:
             lanes = list(self._lanes.values())

@@ -232,8 +232,12 @@ def _work(
             task.advance(done - shown[1], _note(rows), total=sum(row.total for row in rows) if ends else None)
             shown[:] = [now, done]
 
-        for stream in streams:
-            session.add(stream, rules)
+        try:
+            for stream in streams:
+                session.add(stream, rules)
+        except BaseException:
+            session.close()
+            raise
         session.run(watch=watch)
         shown[0] = 0.0
         watch()

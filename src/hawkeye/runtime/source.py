@@ -12,7 +12,7 @@ import re
 import socket
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 from urllib.parse import urlsplit
@@ -104,12 +104,15 @@ def find_sources(texts: Sequence[str | Path | int]) -> list[Source]:
     if not texts:
         raise DataError("no source was named", expected=_EXPECTED)
     found = [source for text in texts for source in _find(str(text))]
-    taken: dict[str, int] = {}
+    taken: set[str] = set()
     unique = []
     for source in found:
-        count = taken[source.name] = taken.get(source.name, 0) + 1
-        name = source.name if count == 1 else f"{source.name}-{count}"
-        unique.append(Source(source.kind, name, source.label, source.target, source.pictures, source.base))
+        name, count = source.name, 1
+        while name in taken:  # a file may itself be called a-2
+            count += 1
+            name = f"{source.name}-{count}"
+        taken.add(name)
+        unique.append(replace(source, name=name))
     return unique
 
 
