@@ -16,7 +16,7 @@ from PIL import Image
 
 import tiny_ir
 from hawkeye.cli import run
-from hawkeye.data import read_image
+from hawkeye.data import decode_image, read_image, readable
 from hawkeye.errors import DataError
 from hawkeye.live import LiveSession
 from hawkeye.outputs import draw
@@ -81,15 +81,53 @@ def test_a_picture_that_cannot_be_used(model, tmp_path, capsys, name, content, m
     assert not (tmp_path / "out").exists()
 
 
-def test_a_truncated_picture_is_decoded_as_far_as_it_goes_or_told(tmp_path):
-    """A JPEG cut in its middle is grey at the end, as in every viewer; a PNG without its end likewise or an error."""
+def whole_jpegs(folder: Path) -> dict[str, bytes]:
+    """Whole JPEGs, some of which do not end with their end marker or hold another one before."""
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 96, 3), np.uint8))
+    plain = jpeg(np.asarray(noise))
+    made = {"plain": plain, "padded": plain + bytes(100), "with a video behind it": plain + b"\0\0\0 ftypmp42" * 50}
+    noise.save(folder / "progressive.jpg", progressive=True)
+    exif = b"Exif\0\0" + b"II*\0\x08\0\0\0" + bytes(6) + jpeg(picture(100, (8, 8)))
+    noise.save(folder / "thumbnail.jpg", exif=exif)
+    noise.save(folder / "two.jpg", format="MPO", save_all=True, append_images=[noise])
+    return {**made, **{path.stem: path.read_bytes() for path in folder.glob("*.jpg")}}
+
+
+def test_a_jpeg_that_was_cut_off_is_told_whatever_is_in_it_or_behind_it(tmp_path):
+    """Decoders fill in grey for what is missing, in which things are found or not."""
+    for name, content in whole_jpegs(tmp_path).items():
+        assert decode_image(content, name).shape == (64, 96, 3), name
+        end = content.index(b"\xff\xd9", 1500)  # behind a thumbnail's
+        for length in (700, end // 3, end // 2, end - 20):
+            (tmp_path / "cut.jpeg").write_bytes(content[:length])
+            with pytest.raises(DataError, match="cut off|cannot read"):
+                decode_image(content[:length], name)
+            with pytest.raises(DataError, match="cut off|cannot read"):
+                read_image(tmp_path / "cut.jpeg")
+
+
+@pytest.mark.parametrize("suffix", [".png", ".bmp", ".webp"])
+def test_other_pictures_that_were_cut_off_are_errors(tmp_path, suffix):
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
-    whole = cv2.imencode(".jpg", noise)[1].tobytes()
-    (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
-    try:
-        assert read_image(tmp_path / "cut.jpg").shape == (64, 64, 3)
-    except DataError as error:
-        assert "damaged" in str(error)
+    whole = cv2.imencode(suffix, noise)[1].tobytes()
+    (tmp_path / f"cut{suffix}").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError):
+        read_image(tmp_path / f"cut{suffix}")
+
+
+def test_cut_off_pictures_among_many_are_skipped_and_counted(model, tmp_path, capsys):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(19):
+        cv2.imwrite(str(folder / f"{number:02}.jpg"), picture(200, (8, 8)))
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    (folder / "cut.jpg").write_bytes(jpeg(noise)[:700])
+    arguments = ["--model", str(model), "--out", str(tmp_path / "out")]
+    assert run(["predict", str(folder), *arguments]) == 0
+    assert "in 19 pictures, 1 could not be read" in capsys.readouterr().out
+    assert readable(sorted(folder.iterdir()))[1] == [folder / "cut.jpg"]  # so training leaves it out too
+    assert run(["predict", str(folder / "cut.jpg"), *arguments]) == 2
+    assert "cut.jpg is cut off" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1", "I;16", "CMYK"])
