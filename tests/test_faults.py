@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 import threading
 import time
@@ -19,7 +20,7 @@ from hawkeye.cli import run
 from hawkeye.data import decode_image, read_image, readable
 from hawkeye.errors import DataError
 from hawkeye.live import LiveSession
-from hawkeye.outputs import draw
+from hawkeye.outputs import JsonLines, draw
 from hawkeye.predict import predict
 from hawkeye.runtime.source import VideoCapture, find_sources
 from hawkeye.runtime.stream import Stream
@@ -217,18 +218,56 @@ def test_a_video_that_was_cut_off_counts_what_is_there_and_says_so(tmp_path):
     assert (status.state, "ended after" in status.error) == ("ended", True)
 
 
-def test_a_video_with_damaged_frames_goes_on(tmp_path):
-    path = write_video(tmp_path / "v.mp4", 60)
+def damaged(path: Path, frames: int = 60) -> Path:
+    """A video of which OpenCV gives 7 frames, then nothing for 3, then all the others."""
+    write_video(path, frames)
     content = bytearray(path.read_bytes())
     start = content.index(b"mdat") + 400
     content[start : start + 150] = b"\xff" * 150
     path.write_bytes(content)
-    session = LiveSession(engine(), NAMES)
-    session.add(Stream(find_sources([path])[0]))
+    return path
+
+
+def test_a_video_with_damaged_frames_goes_on_behind_them(tmp_path):
+    session = LiveSession(engine(), NAMES, outputs=[JsonLines(tmp_path / "o.jsonl")])
+    session.add(Stream(find_sources([damaged(tmp_path / "v.mp4")])[0]))
     session.run()
     (status,) = session.status()
-    assert status.state in ("ended", "failed")
-    assert status.done > 0
+    assert (status.state, status.done, status.damaged, status.captured, status.total) == ("ended", 57, 3, 57, 60)
+    rows = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
+    assert [row["frame"] for row in rows] == [*range(7), *range(10, 60)]
+    assert all(row["time_s"] == pytest.approx(row["frame"] / 10) for row in rows)
+
+
+def test_damaged_and_missing_frames_are_told_and_more_than_a_tenth_is_exit_1(model, tmp_path, capsys):
+    arguments = ["--model", str(model), "--threads", "1", "--out", str(tmp_path / "out")]
+    assert run(["count", str(damaged(tmp_path / "v.mp4")), *arguments]) == 0
+    assert "v: ended; 3 frames damaged" in capsys.readouterr().out
+    assert run(["count", str(damaged(tmp_path / "v.mp4", 25)), *arguments]) == 1
+    assert "v: ended; 3 frames damaged" in capsys.readouterr().out
+    path = write_video(tmp_path / "cut.avi", 40)
+    whole = path.read_bytes()
+    frames = [match.start() for match in re.finditer(b"00dc", whole[: whole.index(b"idx1")])]
+    path.write_bytes(whole[: frames[-3]])
+    assert run(["count", str(path), *arguments]) == 0
+    assert "it ended 3 frames before what it states" in capsys.readouterr().out
+    path.write_bytes(whole[: len(whole) // 2])
+    assert run(["count", str(path), *arguments]) == 1
+    assert "ended after" in capsys.readouterr().out
+
+
+def test_reading_goes_on_for_a_bounded_number_of_failures():
+    reads = [0]
+
+    class Endless(FakeCapture):
+        def read(self):
+            reads[0] += 1
+            return super().read()
+
+    stream = Stream(source(), open_=lambda _: Endless([picture(1)], frames=10**9))
+    stream.start()
+    until(lambda: stream.state == "ended")
+    assert (reads[0], stream.damaged) == (1001, 0)
 
 
 def test_a_video_of_too_many_pixels_is_refused_before_its_first_frame(tmp_path):

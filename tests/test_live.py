@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -18,11 +19,13 @@ import numpy as np
 import pytest
 
 import tiny_ir
+from hawkeye.cli import run
 from hawkeye.errors import ConfigError, DataError
+from hawkeye.lane import Lane
 from hawkeye.live import LiveSession
-from hawkeye.live_commands import _seconds
+from hawkeye.live_commands import _exit_code, _seconds
 from hawkeye.outputs import DetectionsCsv, EventsCsv, JsonLines, Videos
-from hawkeye.predict import _work, count, predict
+from hawkeye.predict import Counting, _work, count, predict
 from hawkeye.runtime.engine import Engine, SyncBackend
 from hawkeye.runtime.stream import Stream
 from hawkeye.track.rules import parse_rules
@@ -186,6 +189,36 @@ def test_frames_on_which_the_network_fails_are_lost_and_told():
     assert (status.done, status.lost) == (5, 5)
     assert "boom" in status.error
     assert status.counts["all"]["now"] is None  # the last frame was lost
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        ({"done": 0, "lost": 1}, 1),
+        ({"done": 18, "lost": 2}, 0),
+        ({"done": 17, "lost": 3}, 1),
+        ({"done": 18, "lost": 2, "damaged": 1, "total": 21}, 1),
+        ({"done": 50, "captured": 90, "drops": 40, "lost": 0, "total": 91}, 0),
+        ({"done": 50, "captured": 50, "total": 200, "state": "stopped"}, 0),
+        ({"state": "failed"}, 1),
+    ],
+)
+def test_exit_codes_of_what_gave_no_result(tmp_path, status, code):
+    blank = Lane(Stream(source()), (), None, None).status()
+    seen = {"captured": status.get("done", 0) + status.get("lost", 0), "state": "ended", **status}
+    done = Counting(tmp_path, tmp_path, (), (), (replace(blank, **seen),), False, "")
+    assert _exit_code(done) == code
+
+
+def test_the_only_picture_lost_is_exit_1(tmp_path, monkeypatch, capsys):
+    def trouble(_: int) -> None:
+        raise RuntimeError("boom")
+
+    monkeypatch.setattr("hawkeye.predict.open_engine", lambda *_, **__: (
+        engine(FakeNetwork(trouble=trouble)), NAMES, "sync"))  # fmt: skip
+    cv2.imwrite(str(tmp_path / "p.png"), picture(1))
+    assert run(["predict", str(tmp_path / "p.png"), "--model", "m", "--out", str(tmp_path / "o")]) == 1
+    assert "1 frames without a result" in capsys.readouterr().out
 
 
 def test_a_stuck_network_is_restarted_and_no_frame_of_a_file_is_missing():

@@ -163,17 +163,37 @@ def _tell_streams(streams: Sequence[StreamStatus]) -> None:
     """What a person should know of sources that did not go well."""
     for stream in streams:
         facts = [f"{count} {what}" for count, what in (
-            (stream.drops, "frames dropped"), (stream.lost, "frames without a result"),
-            (stream.reconnects, "attempts to connect again")) if count]  # fmt: skip
+            (stream.drops, "frames dropped"), (stream.damaged, "frames damaged"),
+            (stream.lost, "frames without a result"), (stream.reconnects, "attempts to connect again"))
+            if count]  # fmt: skip
         if stream.state == "stopped" and stream.total:
-            facts.insert(0, f"{stream.done + stream.skipped + stream.lost} of {stream.total} frames were looked at")
+            seen = stream.done + stream.skipped + stream.damaged + stream.lost
+            facts.insert(0, f"{seen} of {stream.total} frames were looked at")
+        elif _cut(stream) and not stream.error:
+            facts.append(f"it ended {_cut(stream)} frames before what it states")
         facts += [stream.error] if stream.error else []
         if facts:
             print(f"{stream.name}: {stream.state}; {', '.join(facts)}")
 
 
+def _cut(stream: StreamStatus) -> int:
+    """Frames that a file states to hold and that are not at its end; containers know the number within one or so."""
+    missing = stream.total - stream.captured - stream.skipped - stream.damaged
+    return missing if stream.state == "ended" and missing > 1 else 0
+
+
 def _exit_code(done: Prediction | Counting) -> int:
-    """0 done; 1 some source failed; 130 stopped before the end. A live source has no end but that."""
+    """0 done; 1 some source failed, or gave no result for more than a tenth of its frames; 130 stopped before the end.
+
+    A live source has no end but that.
+    """
+    from hawkeye.data import MAX_UNREADABLE  # here, as it imports OpenCV
+
     if done.interrupted and not all(stream.total == 0 or stream.state == "ended" for stream in done.streams):
         return EXIT_INTERRUPTED
-    return int(any(stream.state == "failed" for stream in done.streams))
+
+    def bad(stream: StreamStatus) -> bool:
+        missing = stream.lost + stream.damaged + _cut(stream)
+        return stream.state == "failed" or missing > MAX_UNREADABLE * max(1, stream.total, stream.done + missing)
+
+    return int(any(bad(stream) for stream in done.streams))

@@ -227,7 +227,7 @@ def _work(
             if now - shown[0] < _SHOW_EVERY_S:
                 return
             rows = session.status()
-            done = sum(row.done + row.skipped + row.lost for row in rows)
+            done = sum(row.done + row.skipped + row.damaged + row.lost for row in rows)
             ends = all(row.total or row.state == "failed" for row in rows)
             task.advance(done - shown[1], _note(rows), total=sum(row.total for row in rows) if ends else None)
             shown[:] = [now, done]

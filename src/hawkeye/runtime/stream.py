@@ -24,6 +24,7 @@ from hawkeye.runtime.source import Capture, Source, open_source
 
 State = Literal["connecting", "live", "no data", "reconnecting", "ended", "failed", "stopped"]
 _QUEUED_FRAMES = 4  # decoded frames of a file that wait: enough to hide decoding, little memory
+_DAMAGED_IN_A_ROW = 1000  # with more of them there is nothing behind that can be decoded
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,7 +33,7 @@ class Frame:
 
     Attributes:
         stream: name of the stream.
-        index: number of the frame in its stream from 0; dropped frames have numbers too.
+        index: number of the frame in its stream from 0; dropped and damaged frames have numbers too.
         time_s: seconds since the stream's first frame: of the file's own clock, or of arrival where it is live.
         image: (H, W, 3) uint8 BGR.
         path: the picture's file, where each frame is one.
@@ -89,6 +90,7 @@ class Stream:
         captured: frames decoded so far.
         drops: frames that were replaced by a newer one before anybody took them.
         skipped: pictures that could not be read.
+        damaged: frames of a video that could not be decoded, with good ones behind them.
         reconnects: how often it was opened again after it had broken.
         error: what went wrong last, without passwords; empty when nothing did.
         failure: why it has failed for good, or None.
@@ -113,7 +115,7 @@ class Stream:
         self.source, self.name = source, source.name
         self.live = source.live or realtime
         self.total = len(source.pictures)
-        self.captured = self.drops = self.reconnects = 0
+        self.captured = self.drops = self.damaged = self.reconnects = 0
         self.skipped: list[Path] = []
         self.error = ""
         self.failure: HawkeyeError | None = None
@@ -258,8 +260,8 @@ class Stream:
                 capture.close()
 
     def _read_all(self, capture: Capture, endless: bool) -> int:
-        """Read until the end; how many pictures were read or skipped."""
-        count = 0
+        """Read until the end; how many pictures were read, skipped or damaged."""
+        count = failed = 0  # of them in a row
         offset_s = self._file_s + (1 / (capture.fps or self._fps) if self.captured else 0.0)
         started_s = self._clock()
         while not self._halt.is_set():
@@ -275,6 +277,10 @@ class Stream:
                     raise
                 continue
             if shot is None:
+                # What FFmpeg cannot decode looks like the end, and good frames follow.
+                failed += 1
+                if self.source.kind == "video" and count + failed < capture.frames and failed < _DAMAGED_IN_A_ROW:
+                    continue
                 break
             if endless:
                 time_s = self.now_s
@@ -283,12 +289,13 @@ class Stream:
                 own = None if shot.time_s is None else offset_s + shot.time_s
                 # Some containers have no times, or jump back: then frames follow at the stated rate.
                 time_s = own if own is not None and (own > self._file_s or count == 0) else self._file_s + step * (
-                    self.captured > 0)  # fmt: skip
+                    failed + (self.captured > 0))  # fmt: skip
                 if self._realtime and (early := started_s + time_s - offset_s - self._clock()) > 0:
                     self._halt.wait(early)
                 self._file_s = time_s
-            count += 1
-            self._put(Frame(self.name, self.captured, time_s, shot.image, shot.path, self._clock()))
+            count += failed + 1
+            self.damaged, failed = self.damaged + failed, 0
+            self._put(Frame(self.name, self.captured + self.damaged, time_s, shot.image, shot.path, self._clock()))
         return count
 
     def _put(self, frame: Frame) -> None:
