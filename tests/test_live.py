@@ -20,7 +20,7 @@ import pytest
 
 import tiny_ir
 from hawkeye.cli import run
-from hawkeye.errors import ConfigError, DataError
+from hawkeye.errors import ConfigError, DataError, StorageError
 from hawkeye.lane import Lane
 from hawkeye.live import LiveSession
 from hawkeye.live_commands import _exit_code, _seconds
@@ -42,6 +42,7 @@ from live_fakes import (
     source,
     until,
 )
+from live_fakes import write_video as write_brighter
 
 
 def walker(grey: int) -> tuple[float, float, float, float]:
@@ -349,6 +350,58 @@ def test_count_writes_totals_events_and_series(tmp_path):
         count(model, tmp_path / "bad.mp4", out=tmp_path / "x", threads=1)
     with pytest.raises(ConfigError, match="outside"):
         count(model, tmp_path / "v.mp4", out=tmp_path / "x", rules=parse_rules(["0,0,900,900"]), threads=1)
+
+
+_HANGS = """
+import sys
+import cv2
+import numpy as np
+from hawkeye import cli, predict
+from live_fakes import NAMES, FakeNetwork, engine
+
+def trouble(grey):
+    while grey > 100:  # in native code, as a network would
+        cv2.GaussianBlur(np.zeros((500, 500), np.uint8), (9, 9), 0)
+
+network = FakeNetwork(lambda grey: (grey / 4, 10, grey / 4 + 12, 30), trouble=trouble)
+predict.open_engine = lambda *_, **__: (engine(network, timeout_s=0.2), NAMES, "sync")
+sys.argv = ["hawkeye", "count", *sys.argv[1:]]
+cli.main()
+"""
+
+
+def test_a_network_that_hangs_loses_no_counts_and_ends_with_its_own_exit_code(tmp_path):
+    frames = write_brighter(tmp_path / "v.avi", 31)  # 13 frames up to a grey of 100
+    done = subprocess.run(
+        [sys.executable, "-c", _HANGS, str(frames), "--model", "m", "--out", str(tmp_path / "o"), "--every", "1s"],
+        capture_output=True, text=True, timeout=60, check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})  # fmt: skip
+    assert (done.returncode, "error: the network hangs" in done.stderr) == (1, True), done.stderr
+    content = json.loads((tmp_path / "o/counts.json").read_text())
+    assert content["interrupted"]
+    assert "the network hangs" in content["error"]
+    (stream,) = content["streams"]
+    assert stream["done"] == 13
+    assert stream["counts"]["picture"]["enter"] == 1
+    entered = [row for row in csv.DictReader((tmp_path / "o/series.csv").open())
+               if (row["measure"], row["class"], row["value"]) == ("enter", "all", "1")]  # fmt: skip
+    assert len(entered) == 1
+
+
+def test_a_disk_that_refuses_the_video_loses_no_counts(tmp_path, monkeypatch):
+    class Full(Videos):
+        def write(self, result):
+            if result.frame.index == 15:
+                raise StorageError("cannot write the video", got="no space left")
+
+    monkeypatch.setattr("hawkeye.predict.Videos", Full)
+    model = tiny_ir.stock_folder(tmp_path / "m")
+    with pytest.raises(StorageError, match="no space"):
+        count(model, write_video(tmp_path / "v.mp4"), out=tmp_path / "o", threads=1, draw_video=True)
+    content = json.loads((tmp_path / "o/counts.json").read_text())
+    assert "no space" in content["error"]
+    assert content["streams"][0]["done"] == 16
+    assert (tmp_path / "o/series.csv").is_file()
 
 
 def test_spans_of_time():
