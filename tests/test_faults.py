@@ -125,7 +125,13 @@ def test_cut_off_pictures_among_many_are_skipped_and_counted(model, tmp_path, ca
     (folder / "cut.jpg").write_bytes(jpeg(noise)[:700])
     arguments = ["--model", str(model), "--out", str(tmp_path / "out")]
     assert run(["predict", str(folder), *arguments]) == 0
-    assert "in 19 pictures, 1 could not be read" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "in 19 pictures" in text and "1 pictures could not be read" in text
+    rows = [json.loads(line) for line in (tmp_path / "out/predictions.jsonl").read_text().splitlines()]
+    (row,) = (row for row in rows if "error" in row)
+    assert row["image"] == str(folder / "cut.jpg") and "is cut off; got: a JPEG without its end" in row["error"]
+    assert run(["count", str(folder), *arguments]) == 0
+    assert "pictures: ended; 1 pictures could not be read" in capsys.readouterr().out
     assert readable(sorted(folder.iterdir()))[1] == [folder / "cut.jpg"]  # so training leaves it out too
     assert run(["predict", str(folder / "cut.jpg"), *arguments]) == 2
     assert "cut.jpg is cut off" in capsys.readouterr().err
@@ -175,8 +181,8 @@ def test_some_bad_pictures_of_many_are_skipped_and_counted(model, tmp_path, caps
         cv2.imwrite(str(tmp_path / f"{number:02}.png"), picture(200, (8, 8)))
     (tmp_path / "bad.png").write_bytes(b"broken")
     assert run(["predict", str(tmp_path), "--model", str(model), "--out", str(tmp_path / "out")]) == 0
-    assert "1 could not be read" in capsys.readouterr().out
-    assert (tmp_path / "out/predictions.jsonl").read_text().count("\n") == 19
+    assert "1 pictures could not be read" in capsys.readouterr().out
+    assert (tmp_path / "out/predictions.jsonl").read_text().count('"detections"') == 19
 
 
 def test_frames_outside_every_shape_are_refused_by_drawing_too():
@@ -367,7 +373,15 @@ def test_nobody_answers(place):
     until(lambda: stream.state == "failed")
     assert "never gave a picture" in str(stream.failure)
     assert "Connection refused" in str(stream.failure)
+    assert str(stream.failure).count("got:") == str(stream.failure).count("to mend it:") == 1
     assert "geheim" not in f"{stream.failure} {stream.error}"
+
+
+def test_a_camera_that_is_not_there_is_told_at_once(model, tmp_path, capsys):
+    assert run(["count", "987", "--model", str(model), "--out", str(tmp_path / "out")]) == 2
+    text = capsys.readouterr().err
+    assert "there is no camera 987" in text and text.count("got:") == text.count("to mend it:") == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_unknown_host_is_told_without_its_password():

@@ -406,9 +406,20 @@ def test_a_disk_that_refuses_the_video_loses_no_counts(tmp_path, monkeypatch):
 
 def test_spans_of_time():
     assert [_seconds(text) for text in ("1s", "2m", "0.5h", "90")] == [1, 120, 1800, 90]
-    for text in ("", "soon", "-1s", "0", "nan", "1d"):
+    for text in ("", "soon", "-1s", "0", "nan", "1d", "0.0000001", "0.05s", "inf"):
         with pytest.raises(ConfigError, match="--every"):
             _seconds(text)
+
+
+def test_lines_and_zones_are_given_again_and_a_folder_of_pictures_gives_no_video(tmp_path, capsys):
+    (tmp_path / "shots").mkdir()
+    cv2.imwrite(str(tmp_path / "shots/p.png"), np.zeros((64, 64, 3), np.uint8))
+    arguments = ["--line", "0.5,0,0.5,1:a", "--line", "0,0.5,1,0.5:b", "--zone", "0.1,0.1,0.9,0.1,0.9,0.9:c", "--video"]
+    assert run(["count", str(tmp_path / "shots"), "--model", str(tiny_ir.stock_folder(tmp_path / "m")), "--out",
+                str(tmp_path / "o"), *arguments]) == 0  # fmt: skip
+    assert "no video of shots: it has pictures" in capsys.readouterr().out
+    (stream,) = json.loads((tmp_path / "o/counts.json").read_text())["streams"]
+    assert set(stream["counts"]) == {"a", "b", "c"}
 
 
 @pytest.mark.parametrize(("kind", "camera"), [(signal.SIGINT, True), (signal.SIGTERM, True), (signal.SIGINT, False)])

@@ -79,7 +79,7 @@ class Lane:
         self.totals: dict[str, dict[str, Any]] | None = None  # a copy, as others read it while this thread counts
         self.failure: HawkeyeError | None = None
         self.rate = Rate(time.monotonic)
-        self.done = self.lost = 0
+        self.done = self.lost = self.skips_told = 0
         self.last_s = self.silent_told_s = 0.0
         self.latency_ms: float | None = None
         self.state: State = "connecting"

@@ -283,12 +283,16 @@ class LiveSession:
             self._tell(Notice(lane.stream.name, event.time_s, "count", event=event))
 
     def _watch_states(self) -> None:
-        """Tell counters and outputs of streams that went silent, came back or broke."""
+        """Tell counters and outputs of streams that went silent, came back or broke, and of skipped pictures."""
         with self._lock:
             lanes = list(self._lanes.values())
         for lane in lanes:
             stream, state = lane.stream, lane.stream.state
             live = stream.source.live
+            for path, error in stream.skipped[lane.skips_told :]:
+                lane.skips_told += 1
+                for output in self.outputs:
+                    output.skip(stream.source, path, error)
             time_s = max(lane.last_s, stream.now_s if live else 0.0)
             if live and state in ("no data", "reconnecting"):
                 if state != lane.state:

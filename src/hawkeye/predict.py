@@ -19,7 +19,7 @@ from hawkeye.live import LiveSession
 from hawkeye.outputs import DetectionsCsv, EventsCsv, JsonLines, Output, Pictures, Result, Videos
 from hawkeye.progress import progress, say
 from hawkeye.runtime.choice import EngineKind, open_engine
-from hawkeye.runtime.source import Source, find_sources, open_source
+from hawkeye.runtime.source import Source, check_camera, find_sources, open_source
 from hawkeye.runtime.stream import Stream
 from hawkeye.track.rules import Rule, Zone
 from hawkeye.track.series import check_format
@@ -123,7 +123,7 @@ def predict(
     _work(session, streams, "detecting", words)
     return Prediction(
         out / RESULTS, tuple(drawn.files), tuple(videos.files), counter.frames,
-        tuple(path for stream in streams for path in stream.skipped), counter.objects, tuple(session.status()),
+        tuple(path for stream in streams for path, _ in stream.skipped), counter.objects, tuple(session.status()),
         session.stopped_early, words,
     )  # fmt: skip
 
@@ -180,8 +180,9 @@ def count(
     try:
         _work(session, streams, "counting", words, rules=rules or (EVERYWHERE,))
     except Exception as error:
-        with suppress(HawkeyeError):  # what ended the work is the error to be told
-            _write_counts(session, out, formats, words, error)
+        if any(row.done for row in session.status()):
+            with suppress(HawkeyeError):  # what ended the work is the error to be told
+                _write_counts(session, out, formats, words, error)
         raise
     series = _write_counts(session, out, formats, words)
     return Counting(out / COUNTS, out / EVENTS, series, tuple(videos.files), tuple(session.status()),
@@ -222,6 +223,8 @@ def _sources(named: str | Path | Sequence[str | Path]) -> tuple[list[Source], bo
                 capture = open_source(source)
                 frames += capture.frames
                 capture.close()
+            elif isinstance(source.target, int):
+                check_camera(source.target)
         except DataError as error:
             failures.append(error)
     if len(failures) == len(found):

@@ -216,6 +216,7 @@ class VideoCapture:
         elif source.kind == "url":
             _check_reachable(source, timeout_ms / 1e3)
         if isinstance(source.target, int):
+            check_camera(source.target)
             backend = cv2.CAP_V4L2 if sys.platform == "linux" else cv2.CAP_ANY
             self._capture = cv2.VideoCapture(source.target, backend)
             self._capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
@@ -257,6 +258,20 @@ class VideoCapture:
     def _get(self, what: int) -> float:
         value: Any = self._capture.get(what)
         return float(value)
+
+
+def check_camera(number: int) -> None:
+    """Find out without opening it whether there may be a camera of that number; only Linux tells.
+
+    Raises:
+        DataError: there is none.
+    """
+    if sys.platform != "linux" or Path(f"/dev/video{number}").exists():
+        return
+    there = sorted(int(path.name[5:]) for path in Path("/dev").glob("video*") if path.name[5:].isdigit())
+    raise DataError(f"there is no camera {number}", got=f"/dev/video{number} does not exist",
+                    expected=f"one of {', '.join(map(str, there))}" if there else "a camera; none is connected",
+                    mend="plug it in, or name another number")  # fmt: skip
 
 
 def _check_file(path: Path) -> None:

@@ -89,7 +89,7 @@ class Stream:
         total: frames that the source states to hold, 0 where unknown.
         captured: frames decoded so far.
         drops: frames that were replaced by a newer one before anybody took them.
-        skipped: pictures that could not be read.
+        skipped: pictures that could not be read, and why, each in one line.
         damaged: frames of a video that could not be decoded, with good ones behind them.
         reconnects: how often it was opened again after it had broken.
         error: what went wrong last, without passwords; empty when nothing did.
@@ -116,9 +116,10 @@ class Stream:
         self.live = source.live or realtime
         self.total = len(source.pictures)
         self.captured = self.drops = self.damaged = self.reconnects = 0
-        self.skipped: list[Path] = []
+        self.skipped: list[tuple[Path, str]] = []
         self.error = ""
         self.failure: HawkeyeError | None = None
+        self._why: HawkeyeError | None = None  # what went wrong last
         self.nominal_fps = 0.0
         self._realtime, self._loop, self._fps = realtime, loop, fps
         self._connect_s, self._stall_s, self._backoff_s = connect_s, stall_s, backoff_s
@@ -211,9 +212,12 @@ class Stream:
             if self.captured > before:
                 wait_s = self._backoff_s[0]
             elif self._connect_s is not None and not self.captured and self.now_s > self._connect_s:
-                self.failure = DataError(f"{self.source.label} never gave a picture",
-                                         got=self.error or f"nothing in {self._connect_s:g} s",
-                                         mend="check that it is on, its address and its password")  # fmt: skip
+                why = self._why or DataError(self.error or "it is silent")
+                self.failure = DataError(
+                    f"{self.source.label} never gave a picture in {self._connect_s:g} s",
+                    got=f"{why.summary}: {why.got}" if why.got else why.summary,
+                    mend=why.mend or "check that it is on, its address and its password",
+                )
                 break
             self.reconnects += 1
             self._turn("reconnecting")
@@ -246,7 +250,7 @@ class Stream:
                 self.error = f"{self.source.label} is damaged: it ended after {count} of {capture.frames} frames"
             return "retry" if endless else "loop" if self._loop else "over"
         except HawkeyeError as error:
-            self.error = str(error).replace("\n ", ";")
+            self.error, self._why = _one_line(error), error
             if not endless:
                 self.failure = error
             return "retry" if endless else "over"
@@ -271,7 +275,7 @@ class Stream:
                 if self.source.kind != "pictures":
                     raise
                 count += 1
-                self.skipped.append(self.source.pictures[count - 1])
+                self.skipped.append((self.source.pictures[count - 1], _one_line(error)))
                 self.error = error.summary
                 if len(self.skipped) > MAX_UNREADABLE * capture.frames:
                     raise
@@ -317,3 +321,7 @@ class Stream:
     def _turn(self, state: State) -> None:
         self._state = state
         self.wake.set()
+
+
+def _one_line(error: HawkeyeError) -> str:
+    return str(error).replace("\n ", ";")
