@@ -154,7 +154,7 @@ def cut_off(header: Image.Image) -> bool:
     A whole one ends with its end marker, unless something follows it: phones append a second picture or a video. Only
     there the picture is decoded to see, at an eighth of its size.
     """
-    if not isinstance(header, JpegImageFile):
+    if not isinstance(header, JpegImageFile) or header.fp is None:
         return False
     header.fp.seek(-2, io.SEEK_END)
     if header.fp.read(2) == b"\xff\xd9":
