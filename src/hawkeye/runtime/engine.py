@@ -68,7 +68,6 @@ class Backend(Protocol):
     Attributes:
         name: for people.
         capacity: jobs that it takes at once.
-        looks: grows with each look of a job that takes several; as long as it does, nothing hangs.
     """
 
     name: str
@@ -76,7 +75,7 @@ class Backend(Protocol):
 
     @property
     def looks(self) -> int:
-        """See above."""
+        """Grows with each look of a job that takes several; as long as it does, nothing hangs."""
         ...
 
     def prepare(self, source_hw: Size) -> None:
@@ -98,7 +97,7 @@ class SyncBackend:
     Args:
         policy_for: the policy of a stream by its name. Some remember the frames before, so streams must not share them.
         prepare: see `Backend.prepare`.
-        looks: see `Backend`; for policies that look more than once.
+        looks: see `Backend`.
     """
 
     name, capacity = "sync", 1
