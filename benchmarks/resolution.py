@@ -16,6 +16,7 @@ import argparse
 import json
 import statistics
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from hawkeye.track.counting import Counter
 
 POLICIES = ("fixed:640", "fixed:320", "adaptive", "tiles")
 BASE = "fixed:640"
+SMALL = 48  # objects whose longer side has fewer pixels are counted by themselves too
 
 
 def pictures(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -83,7 +85,7 @@ class Judge:
         self.tracker, self.counter = ByteTracker(), Counter(video.rules, video.names, size=video.size)
         self.ms: list[float] = []
         self.cpu_ms: list[float] = []
-        self.objects, self.missed, self.false, self.switches = 0, 0, 0, 0
+        self.objects = self.missed = self.false = self.switches = self.small = self.small_found = 0
         self._track_of: dict[int, int] = {}
 
     def __call__(self, image: Any, truth: Detections, time_s: float) -> None:
@@ -106,6 +108,8 @@ class Judge:
             identity, track = int(truth.track_id[row]), int(tracked.track_id[column])
             self.switches += self._track_of.get(identity, track) != track
             self._track_of[identity] = track
+        small = (truth.xyxy[:, 2:] - truth.xyxy[:, :2]).max(axis=1, initial=0) < SMALL
+        self.small, self.small_found = self.small + int(small.sum()), self.small_found + int(small[rows].sum())
         self.objects += len(truth)
         self.missed += len(truth) - len(rows)
         self.false += len(tracked) - len(rows)
@@ -127,6 +131,7 @@ def videos(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Each policy on each drawn video."""
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     planned = [make_video(name, seed=seed) for name in options.scenarios for seed in seeds]
+    planned = [replace(video, indices=video.indices[: options.frames]) for video in planned]
     rows = []
     with progress("videos", sum(len(video) for video in planned)) as task:
         for video in planned:
@@ -145,7 +150,8 @@ def videos(options: argparse.Namespace) -> list[dict[str, Any]]:
                 ms, cpu_ms = judge.ms[1:], judge.cpu_ms[1:]  # `adaptive` measures its looks in the first, for 0.2 s
                 rows.append({
                     "video": video.name, "policy": text, "frames": len(judge.ms), "objects": judge.objects,
-                    "missed": judge.missed, "false": judge.false, "switches": judge.switches,
+                    "missed": judge.missed, "false": judge.false, "switches": judge.switches, "small": judge.small,
+                    "small_found": judge.small_found,
                     "mota": 1 - (judge.missed + judge.false + judge.switches) / max(1, judge.objects),
                     "count_errors": wrong, "counts": right, "ms_mean": statistics.mean(ms),
                     "ms_median": statistics.median(ms), "cpu_ms_mean": statistics.mean(cpu_ms),
@@ -160,8 +166,8 @@ def summed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for scenario, policy in dict.fromkeys((row["video"].rpartition("-")[0], row["policy"]) for row in rows):
         mine = [row for row in rows if (row["video"].rpartition("-")[0], row["policy"]) == (scenario, policy)]
         base = [row for row in rows if (row["video"].rpartition("-")[0], row["policy"]) == (scenario, BASE)]
-        total = {key: sum(row[key] for row in mine) for key in ("frames", "objects", "missed", "false", "switches",
-                                                                "count_errors", "counts")}  # fmt: skip
+        added = ("frames", "objects", "missed", "false", "switches", "small", "small_found", "count_errors", "counts")
+        total = {key: sum(row[key] for row in mine) for key in added}
         wrong = total["missed"] + total["false"] + total["switches"]
         ms, cpu_ms = per_frame(mine, "ms_mean"), per_frame(mine, "cpu_ms_mean")
         result.append({"scenario": scenario, "policy": policy, **total, "mota": 1 - wrong / max(1, total["objects"]),
@@ -202,6 +208,7 @@ def main() -> None:
     parser.add_argument("--scenarios", nargs="+", choices=SCENARIOS, default=list(SCENARIOS))
     parser.add_argument("--seeds", type=int, default=2, help="videos of each scenario")
     parser.add_argument("--first-seed", type=int, default=0, help="of the first video; the others follow")
+    parser.add_argument("--frames", type=int, help="of each video at most; left out, all")
     parser.add_argument("--policies", nargs="+", default=list(POLICIES))
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--square", action="store_true", help="square inputs, whatever the picture's shape")

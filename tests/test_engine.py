@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import tiny_ir
+from hawkeye.decode import decode
 from hawkeye.detections import Detections
 from hawkeye.errors import ConfigError
 from hawkeye.live import LiveSession
@@ -29,7 +30,7 @@ from live_fakes import FakeNetwork, capture_threads, engine, picture, until, wri
 class FakeBackend:
     """Takes several jobs and finishes them when it is told, in any order."""
 
-    name = "fake"
+    name, looks = "fake", 0
 
     def __init__(self, capacity: int = 3, *, costs: tuple[list[float], float] | None = None) -> None:
         self.capacity, self.costs = capacity, costs  # a clock, and what a job adds to it
@@ -132,6 +133,46 @@ def test_the_watchdog_leaves_a_stuck_network_behind_and_tries_the_frame_again():
     assert tags(runner.collect(1)) == ["y"]
     runner.close()
     until(lambda: set(capture_threads()) <= before)  # the one that was left behind has ended too
+
+
+def test_a_job_of_many_looks_is_no_hang_as_long_as_they_go_on():
+    now, made = [0.0], []
+
+    def make() -> FakeBackend:
+        made.append(FakeBackend())
+        return made[-1]
+
+    runner = Engine(make, timeout_s=10.0, clock=lambda: now[0])
+    made[0].looks = 7  # of frames before
+    runner.submit(Job(picture(0)))
+    for _ in range(5):
+        now[0] += 11
+        made[0].looks += 3
+        assert runner.collect(0) == []
+    assert runner.restarts == 0
+    now[0] += 11
+    assert runner.collect(0) == []
+    assert runner.restarts == 1
+
+
+@pytest.mark.parametrize("resolution", ["tiles", "adaptive"])
+def test_a_slow_policy_is_not_taken_for_a_network_that_hangs(tmp_path, monkeypatch, resolution):
+    """Tiles are several looks at one frame, and adaptive measures crops with its first; only one look may hang."""
+
+    def slow(*arguments: Any, **options: Any) -> Detections:
+        time.sleep(0.1)
+        return decode(*arguments, **options)
+
+    runner, _, _ = open_engine(tiny_ir.stock_folder(tmp_path, stock_head=True), kind="sync", resolution=resolution,
+                               timeout_s=0.4, conf=0.9)  # fmt: skip
+    runner.prepare((640, 1700))
+    monkeypatch.setattr("hawkeye.runtime.detector.decode", slow)
+    runner.submit(Job(picture(0, (640, 1700))))
+    started = time.monotonic()
+    jobs: list[Job] = []
+    until(lambda: jobs.extend(runner.collect(0.05)) or jobs, 20)
+    assert (runner.restarts, jobs[0].found is not None, time.monotonic() - started > 0.4) == (0, True, True)
+    runner.close()
 
 
 def test_a_compilation_is_no_hang():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 import threading
 import time
@@ -16,10 +17,10 @@ from PIL import Image
 
 import tiny_ir
 from hawkeye.cli import run
-from hawkeye.data import read_image
+from hawkeye.data import decode_image, read_image, readable
 from hawkeye.errors import DataError
 from hawkeye.live import LiveSession
-from hawkeye.outputs import draw
+from hawkeye.outputs import JsonLines, draw
 from hawkeye.predict import predict
 from hawkeye.runtime.source import VideoCapture, find_sources
 from hawkeye.runtime.stream import Stream
@@ -81,15 +82,59 @@ def test_a_picture_that_cannot_be_used(model, tmp_path, capsys, name, content, m
     assert not (tmp_path / "out").exists()
 
 
-def test_a_truncated_picture_is_decoded_as_far_as_it_goes_or_told(tmp_path):
-    """A JPEG cut in its middle is grey at the end, as in every viewer; a PNG without its end likewise or an error."""
+def whole_jpegs(folder: Path) -> dict[str, bytes]:
+    """Whole JPEGs, some of which do not end with their end marker or hold another one before."""
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 96, 3), np.uint8))
+    plain = jpeg(np.asarray(noise))
+    made = {"plain": plain, "padded": plain + bytes(100), "with a video behind it": plain + b"\0\0\0 ftypmp42" * 50}
+    noise.save(folder / "progressive.jpg", progressive=True)
+    exif = b"Exif\0\0" + b"II*\0\x08\0\0\0" + bytes(6) + jpeg(picture(100, (8, 8)))
+    noise.save(folder / "thumbnail.jpg", exif=exif)
+    noise.save(folder / "two.jpg", format="MPO", save_all=True, append_images=[noise])
+    return {**made, **{path.stem: path.read_bytes() for path in folder.glob("*.jpg")}}
+
+
+def test_a_jpeg_that_was_cut_off_is_told_whatever_is_in_it_or_behind_it(tmp_path):
+    """Decoders fill in grey for what is missing, in which things are found or not."""
+    for name, content in whole_jpegs(tmp_path).items():
+        assert decode_image(content, name).shape == (64, 96, 3), name
+        end = content.index(b"\xff\xd9", 1500)  # behind a thumbnail's
+        for length in (700, end // 3, end // 2, end - 20):
+            (tmp_path / "cut.jpeg").write_bytes(content[:length])
+            with pytest.raises(DataError, match="cut off|cannot read"):
+                decode_image(content[:length], name)
+            with pytest.raises(DataError, match="cut off|cannot read"):
+                read_image(tmp_path / "cut.jpeg")
+
+
+@pytest.mark.parametrize("suffix", [".png", ".bmp", ".webp"])
+def test_other_pictures_that_were_cut_off_are_errors(tmp_path, suffix):
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
-    whole = cv2.imencode(".jpg", noise)[1].tobytes()
-    (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
-    try:
-        assert read_image(tmp_path / "cut.jpg").shape == (64, 64, 3)
-    except DataError as error:
-        assert "damaged" in str(error)
+    whole = cv2.imencode(suffix, noise)[1].tobytes()
+    (tmp_path / f"cut{suffix}").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError):
+        read_image(tmp_path / f"cut{suffix}")
+
+
+def test_cut_off_pictures_among_many_are_skipped_and_counted(model, tmp_path, capsys):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(19):
+        cv2.imwrite(str(folder / f"{number:02}.jpg"), picture(200, (8, 8)))
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    (folder / "cut.jpg").write_bytes(jpeg(noise)[:700])
+    arguments = ["--model", str(model), "--out", str(tmp_path / "out")]
+    assert run(["predict", str(folder), *arguments]) == 0
+    text = capsys.readouterr().out
+    assert "in 19 pictures" in text and "1 pictures could not be read" in text
+    rows = [json.loads(line) for line in (tmp_path / "out/predictions.jsonl").read_text().splitlines()]
+    (row,) = (row for row in rows if "error" in row)
+    assert row["image"] == str(folder / "cut.jpg") and "is cut off; got: a JPEG without its end" in row["error"]
+    assert run(["count", str(folder), *arguments]) == 0
+    assert "pictures: ended; 1 pictures could not be read" in capsys.readouterr().out
+    assert readable(sorted(folder.iterdir()))[1] == [folder / "cut.jpg"]  # so training leaves it out too
+    assert run(["predict", str(folder / "cut.jpg"), *arguments]) == 2
+    assert "cut.jpg is cut off" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1", "I;16", "CMYK"])
@@ -136,8 +181,8 @@ def test_some_bad_pictures_of_many_are_skipped_and_counted(model, tmp_path, caps
         cv2.imwrite(str(tmp_path / f"{number:02}.png"), picture(200, (8, 8)))
     (tmp_path / "bad.png").write_bytes(b"broken")
     assert run(["predict", str(tmp_path), "--model", str(model), "--out", str(tmp_path / "out")]) == 0
-    assert "1 could not be read" in capsys.readouterr().out
-    assert (tmp_path / "out/predictions.jsonl").read_text().count("\n") == 19
+    assert "1 pictures could not be read" in capsys.readouterr().out
+    assert (tmp_path / "out/predictions.jsonl").read_text().count('"detections"') == 19
 
 
 def test_frames_outside_every_shape_are_refused_by_drawing_too():
@@ -179,18 +224,56 @@ def test_a_video_that_was_cut_off_counts_what_is_there_and_says_so(tmp_path):
     assert (status.state, "ended after" in status.error) == ("ended", True)
 
 
-def test_a_video_with_damaged_frames_goes_on(tmp_path):
-    path = write_video(tmp_path / "v.mp4", 60)
+def damaged(path: Path, frames: int = 60) -> Path:
+    """A video of which OpenCV gives 7 frames, then nothing for 3, then all the others."""
+    write_video(path, frames)
     content = bytearray(path.read_bytes())
     start = content.index(b"mdat") + 400
     content[start : start + 150] = b"\xff" * 150
     path.write_bytes(content)
-    session = LiveSession(engine(), NAMES)
-    session.add(Stream(find_sources([path])[0]))
+    return path
+
+
+def test_a_video_with_damaged_frames_goes_on_behind_them(tmp_path):
+    session = LiveSession(engine(), NAMES, outputs=[JsonLines(tmp_path / "o.jsonl")])
+    session.add(Stream(find_sources([damaged(tmp_path / "v.mp4")])[0]))
     session.run()
     (status,) = session.status()
-    assert status.state in ("ended", "failed")
-    assert status.done > 0
+    assert (status.state, status.done, status.damaged, status.captured, status.total) == ("ended", 57, 3, 57, 60)
+    rows = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
+    assert [row["frame"] for row in rows] == [*range(7), *range(10, 60)]
+    assert all(row["time_s"] == pytest.approx(row["frame"] / 10) for row in rows)
+
+
+def test_damaged_and_missing_frames_are_told_and_more_than_a_tenth_is_exit_1(model, tmp_path, capsys):
+    arguments = ["--model", str(model), "--threads", "1", "--out", str(tmp_path / "out")]
+    assert run(["count", str(damaged(tmp_path / "v.mp4")), *arguments]) == 0
+    assert "v: ended; 3 frames damaged" in capsys.readouterr().out
+    assert run(["count", str(damaged(tmp_path / "v.mp4", 25)), *arguments]) == 1
+    assert "v: ended; 3 frames damaged" in capsys.readouterr().out
+    path = write_video(tmp_path / "cut.avi", 40)
+    whole = path.read_bytes()
+    frames = [match.start() for match in re.finditer(b"00dc", whole[: whole.index(b"idx1")])]
+    path.write_bytes(whole[: frames[-3]])
+    assert run(["count", str(path), *arguments]) == 0
+    assert "it ended 3 frames before what it states" in capsys.readouterr().out
+    path.write_bytes(whole[: len(whole) // 2])
+    assert run(["count", str(path), *arguments]) == 1
+    assert "ended after" in capsys.readouterr().out
+
+
+def test_reading_goes_on_for_a_bounded_number_of_failures():
+    reads = [0]
+
+    class Endless(FakeCapture):
+        def read(self):
+            reads[0] += 1
+            return super().read()
+
+    stream = Stream(source(), open_=lambda _: Endless([picture(1)], frames=10**9))
+    stream.start()
+    until(lambda: stream.state == "ended")
+    assert (reads[0], stream.damaged) == (1001, 0)
 
 
 def test_a_video_of_too_many_pixels_is_refused_before_its_first_frame(tmp_path):
@@ -290,7 +373,15 @@ def test_nobody_answers(place):
     until(lambda: stream.state == "failed")
     assert "never gave a picture" in str(stream.failure)
     assert "Connection refused" in str(stream.failure)
+    assert str(stream.failure).count("got:") == str(stream.failure).count("to mend it:") == 1
     assert "geheim" not in f"{stream.failure} {stream.error}"
+
+
+def test_a_camera_that_is_not_there_is_told_at_once(model, tmp_path, capsys):
+    assert run(["count", "987", "--model", str(model), "--out", str(tmp_path / "out")]) == 2
+    text = capsys.readouterr().err
+    assert "there is no camera 987" in text and text.count("got:") == text.count("to mend it:") == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_unknown_host_is_told_without_its_password():

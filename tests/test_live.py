@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -18,11 +19,13 @@ import numpy as np
 import pytest
 
 import tiny_ir
-from hawkeye.errors import ConfigError, DataError
+from hawkeye.cli import run
+from hawkeye.errors import ConfigError, DataError, StorageError
+from hawkeye.lane import Lane
 from hawkeye.live import LiveSession
-from hawkeye.live_commands import _seconds
+from hawkeye.live_commands import _exit_code, _seconds
 from hawkeye.outputs import DetectionsCsv, EventsCsv, JsonLines, Videos
-from hawkeye.predict import count, predict
+from hawkeye.predict import Counting, _work, count, predict
 from hawkeye.runtime.engine import Engine, SyncBackend
 from hawkeye.runtime.stream import Stream
 from hawkeye.track.rules import parse_rules
@@ -39,6 +42,7 @@ from live_fakes import (
     source,
     until,
 )
+from live_fakes import write_video as write_brighter
 
 
 def walker(grey: int) -> tuple[float, float, float, float]:
@@ -188,6 +192,36 @@ def test_frames_on_which_the_network_fails_are_lost_and_told():
     assert status.counts["all"]["now"] is None  # the last frame was lost
 
 
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        ({"done": 0, "lost": 1}, 1),
+        ({"done": 18, "lost": 2}, 0),
+        ({"done": 17, "lost": 3}, 1),
+        ({"done": 18, "lost": 2, "damaged": 1, "total": 21}, 1),
+        ({"done": 50, "captured": 90, "drops": 40, "lost": 0, "total": 91}, 0),
+        ({"done": 50, "captured": 50, "total": 200, "state": "stopped"}, 0),
+        ({"state": "failed"}, 1),
+    ],
+)
+def test_exit_codes_of_what_gave_no_result(tmp_path, status, code):
+    blank = Lane(Stream(source()), (), None, None).status()
+    seen = {"captured": status.get("done", 0) + status.get("lost", 0), "state": "ended", **status}
+    done = Counting(tmp_path, tmp_path, (), (), (replace(blank, **seen),), False, "")
+    assert _exit_code(done) == code
+
+
+def test_the_only_picture_lost_is_exit_1(tmp_path, monkeypatch, capsys):
+    def trouble(_: int) -> None:
+        raise RuntimeError("boom")
+
+    monkeypatch.setattr("hawkeye.predict.open_engine", lambda *_, **__: (
+        engine(FakeNetwork(trouble=trouble)), NAMES, "sync"))  # fmt: skip
+    cv2.imwrite(str(tmp_path / "p.png"), picture(1))
+    assert run(["predict", str(tmp_path / "p.png"), "--model", "m", "--out", str(tmp_path / "o")]) == 1
+    assert "1 frames without a result" in capsys.readouterr().out
+
+
 def test_a_stuck_network_is_restarted_and_no_frame_of_a_file_is_missing():
     stuck, hung = threading.Event(), []
 
@@ -232,6 +266,15 @@ def test_sources_come_and_go_while_it_runs():
     until(lambda: [row.done for row in session.status()] == [3])
     session.stop()
     assert session.error is None
+
+
+def test_a_session_that_cannot_begin_leaves_no_thread_behind():
+    """The interpreter would abort at its end: a thread inside a decoder cannot be ended then."""
+    before = set(capture_threads())
+    session = LiveSession(engine(), NAMES)
+    with pytest.raises(ConfigError, match="same name"):
+        _work(session, [Stream(source("a"), open_=file_of(50)), Stream(source("a"))], "working", "")
+    until(lambda: set(capture_threads()) <= before)
 
 
 def test_a_slow_subscriber_loses_the_oldest_and_holds_nobody_up():
@@ -309,11 +352,74 @@ def test_count_writes_totals_events_and_series(tmp_path):
         count(model, tmp_path / "v.mp4", out=tmp_path / "x", rules=parse_rules(["0,0,900,900"]), threads=1)
 
 
+_HANGS = """
+import sys
+import cv2
+import numpy as np
+from hawkeye import cli, predict
+from live_fakes import NAMES, FakeNetwork, engine
+
+def trouble(grey):
+    while grey > 100:  # in native code, as a network would
+        cv2.GaussianBlur(np.zeros((500, 500), np.uint8), (9, 9), 0)
+
+network = FakeNetwork(lambda grey: (grey / 4, 10, grey / 4 + 12, 30), trouble=trouble)
+predict.open_engine = lambda *_, **__: (engine(network, timeout_s=0.2), NAMES, "sync")
+sys.argv = ["hawkeye", "count", *sys.argv[1:]]
+cli.main()
+"""
+
+
+def test_a_network_that_hangs_loses_no_counts_and_ends_with_its_own_exit_code(tmp_path):
+    frames = write_brighter(tmp_path / "v.avi", 31)  # 13 frames up to a grey of 100
+    done = subprocess.run(
+        [sys.executable, "-c", _HANGS, str(frames), "--model", "m", "--out", str(tmp_path / "o"), "--every", "1s"],
+        capture_output=True, text=True, timeout=60, check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})  # fmt: skip
+    assert (done.returncode, "error: the network hangs" in done.stderr) == (1, True), done.stderr
+    content = json.loads((tmp_path / "o/counts.json").read_text())
+    assert content["interrupted"]
+    assert "the network hangs" in content["error"]
+    (stream,) = content["streams"]
+    assert stream["done"] == 13
+    assert stream["counts"]["picture"]["enter"] == 1
+    entered = [row for row in csv.DictReader((tmp_path / "o/series.csv").open())
+               if (row["measure"], row["class"], row["value"]) == ("enter", "all", "1")]  # fmt: skip
+    assert len(entered) == 1
+
+
+def test_a_disk_that_refuses_the_video_loses_no_counts(tmp_path, monkeypatch):
+    class Full(Videos):
+        def write(self, result):
+            if result.frame.index == 15:
+                raise StorageError("cannot write the video", got="no space left")
+
+    monkeypatch.setattr("hawkeye.predict.Videos", Full)
+    model = tiny_ir.stock_folder(tmp_path / "m")
+    with pytest.raises(StorageError, match="no space"):
+        count(model, write_video(tmp_path / "v.mp4"), out=tmp_path / "o", threads=1, draw_video=True)
+    content = json.loads((tmp_path / "o/counts.json").read_text())
+    assert "no space" in content["error"]
+    assert content["streams"][0]["done"] == 16
+    assert (tmp_path / "o/series.csv").is_file()
+
+
 def test_spans_of_time():
     assert [_seconds(text) for text in ("1s", "2m", "0.5h", "90")] == [1, 120, 1800, 90]
-    for text in ("", "soon", "-1s", "0", "nan", "1d"):
+    for text in ("", "soon", "-1s", "0", "nan", "1d", "0.0000001", "0.05s", "inf"):
         with pytest.raises(ConfigError, match="--every"):
             _seconds(text)
+
+
+def test_lines_and_zones_are_given_again_and_a_folder_of_pictures_gives_no_video(tmp_path, capsys):
+    (tmp_path / "shots").mkdir()
+    cv2.imwrite(str(tmp_path / "shots/p.png"), np.zeros((64, 64, 3), np.uint8))
+    arguments = ["--line", "0.5,0,0.5,1:a", "--line", "0,0.5,1,0.5:b", "--zone", "0.1,0.1,0.9,0.1,0.9,0.9:c", "--video"]
+    assert run(["count", str(tmp_path / "shots"), "--model", str(tiny_ir.stock_folder(tmp_path / "m")), "--out",
+                str(tmp_path / "o"), *arguments]) == 0  # fmt: skip
+    assert "no video of shots: it has pictures" in capsys.readouterr().out
+    (stream,) = json.loads((tmp_path / "o/counts.json").read_text())["streams"]
+    assert set(stream["counts"]) == {"a", "b", "c"}
 
 
 @pytest.mark.parametrize(("kind", "camera"), [(signal.SIGINT, True), (signal.SIGTERM, True), (signal.SIGINT, False)])

@@ -53,6 +53,13 @@ def test_a_model_of_another_task_or_class_count(tmp_path, capsys, change, messag
         (["--every", "soon"], "--every"),
         (["--series", "xls"], "xls"),
         (["--fps", "0"], "--fps"),
+        (["--fps", "inf"], "--fps"),
+        (["--classes", " , "], "--classes names nothing"),
+        (["--series", ""], "--series names nothing"),
+        (["--every", "0.0000001"], "at least 0.1s"),
+        (["--line", "-0.1,0,1,1"], "expected: coordinates of at least 0"),
+        (["--zone", "-0.1,0,1,1,0,1", "--video"], "expected: coordinates of at least 0"),
+        (["--line", "--video"], "--line cannot be read"),
         (["--conf", "7"], "conf"),
         (["--resolution", "huge"], "no resolution"),
         (["--engine", "async", "--resolution", "adaptive"], "--engine"),
@@ -96,6 +103,8 @@ def test_no_source_and_no_model(model, tmp_path, capsys):
     cv2.imwrite(str(tmp_path / "x.png"), picture(1))
     assert run(["predict", str(tmp_path / "x.png"), "--model", str(tmp_path / "none")]) == 2
     assert "there is no model" in capsys.readouterr().err
+    assert run(["predict", str(tmp_path / "x.png"), "--model", str(tmp_path / "x.png")]) == 2
+    assert "to mend it: name a run's folder" in capsys.readouterr().err
 
 
 def test_a_disk_that_refuses_is_one_clear_error(tmp_path):

@@ -119,7 +119,7 @@ def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         example().write(tmp_path / "counts.xlsx")
     with pytest.raises(ConfigError, match="no suffix"):
         check_format(tmp_path / "counts")
-    for bucket_s in (0, -1, math.inf, math.nan):
+    for bucket_s in (0, -1, 0.001, math.inf, math.nan):
         with pytest.raises(ConfigError, match="spans of time"):
             CountSeries([GATE], bucket_s=bucket_s)
     series = example()

@@ -18,6 +18,7 @@ from fastapi.testclient import TestClient  # noqa: E402
 
 import serve_world as world  # noqa: E402
 import tiny_ir  # noqa: E402
+from hawkeye.outputs import encode_jpeg  # noqa: E402
 from hawkeye.runtime.detector import Detector  # noqa: E402
 from hawkeye.serve.metrics import Metrics  # noqa: E402
 from hawkeye.serve.problems import Busy  # noqa: E402
@@ -83,6 +84,7 @@ def test_the_networks_input_takes_the_pictures_shape_unless_the_square_is_asked_
         (b"", "", 400, "there is no picture"),
         (b"GIF89a" + bytes(100), "", 400, "not a picture"),
         (world.png(world.scene())[:60], "", 400, "picture"),
+        (encode_jpeg(world.scene())[:700], "", 400, "cut off"),
         (world.bomb(30_000, 30_000), "", 400, "too large"),
         (world.bomb(2000, 2000), "", 400, "too large"),
         (bytes(300_001), "", 413, "at most 300000 bytes"),

@@ -101,6 +101,8 @@ def test_limits_come_before_decoding_and_damage_is_found_at_each_size() -> None:
         for damaged in (content[:300], b"\xff\xd8\xff\xe0" + bytes(100)):
             with pytest.raises(DataError):
                 decode_for(damaged, LIMIT, imgsz)
+        with pytest.raises(DataError, match="cut off"):
+            decode_for(content[: len(content) // 2], LIMIT, imgsz)
 
 
 @pytest.mark.parametrize("orientation", [1, 6])

@@ -208,6 +208,9 @@ def test_cameras_folders_patterns_and_names(tmp_path):
     everything = find_sources([tmp_path, str(tmp_path / "*/*.mp4")])
     assert [(s.kind, s.name) for s in everything[1:]] == [("video", "cam"), ("video", "cam-2"), ("video", "cam-3")]
     assert [path.name for path in everything[0].pictures] == ["x.png"]
+    (tmp_path / "b/cam-2.mp4").write_bytes(b"x")
+    names = [s.name for s in find_sources([tmp_path / "a/cam.mp4", tmp_path / "b/cam-2.mp4", tmp_path / "b/cam.avi"])]
+    assert names == ["cam", "cam-2", "cam-3"]
     for nothing in ([], [tmp_path / "none"], [tmp_path / "b/notes.txt"]):
         with pytest.raises(DataError):
             find_sources(nothing)

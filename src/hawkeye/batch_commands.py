@@ -9,6 +9,7 @@ from cyclopts import Parameter
 from hawkeye.environment import cpu_count
 from hawkeye.errors import ConfigError
 from hawkeye.lazy import load
+from hawkeye.live_commands import named_classes
 from hawkeye.options import Json, Rect
 from hawkeye.tables import as_json
 
@@ -62,7 +63,7 @@ def batch(
                           "cluster's cores divided by --threads")  # fmt: skip
     module, ray = (load(f"hawkeye.scale.{name}", extra="scale") for name in ("batch", "ray_batch"))
     count = workers or max(1, cpu_count() // threads)
-    names = None if classes is None else [name.strip() for name in classes.split(",") if name.strip()]
+    names = named_classes(classes)
     done = module.batch(model, pictures, out=out, workers=ray.RayWorkers(count, threads, address), threads=threads,
                         chunk=chunk, column=column, retry=retry, price=price, conf=conf, iou=iou, classes=names,
                         imgsz=imgsz, rect=rect)  # fmt: skip

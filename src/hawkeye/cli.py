@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Sequence
 
 from cyclopts import App
@@ -19,6 +20,7 @@ from hawkeye.errors import HawkeyeError
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
+_NATIVE = ("capture ", "inference", "leaving a backend")  # threads of `runtime.stream` and `runtime.engine`
 
 _HELP = """Makes a trained YOLO detector small and fast on ordinary CPUs, proves it, and runs it.
 
@@ -95,6 +97,11 @@ def main() -> None:
     except BrokenPipeError:  # the reader has seen enough, as in `hawkeye inspect yolov8n.pt | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit would complain
         code = EXIT_BROKEN_PIPE
+    if any(thread.name.startswith(_NATIVE) for thread in threading.enumerate()):
+        # One that hangs in native code aborts the process (exit code 134) when it comes back into an interpreter that
+        # is at its end. All files are closed by now.
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 
 from hawkeye.errors import DataError
 
@@ -119,7 +120,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     """Decode a picture as (H, W, 3) BGR, turned upright; its header is checked before anything is decoded.
 
     Raises:
-        DataError: not a picture, damaged, or more than 50 megapixels.
+        DataError: not a picture, damaged, cut off, or more than 50 megapixels.
     """
     _check_header(path, str(path))
     return _decoded(lambda: cv2.imread(str(path), cv2.IMREAD_COLOR), str(path))
@@ -135,12 +136,35 @@ def _check_header(picture: Path | io.BytesIO, label: str) -> None:
     try:
         with Image.open(picture) as header:
             width, height = header.size
+            cut = width * height <= MAX_PIXELS and cut_off(header)
     except Image.DecompressionBombError:  # its limit is above ours
         raise DataError(f"{label} is too large", expected=f"at most {MAX_PIXELS:,} pixels") from None
     except Exception as error:  # Pillow raises many kinds for hostile files; all mean the same here
         raise DataError(f"cannot read {label}", got=type(error).__name__, expected="a picture") from None
     if width * height > MAX_PIXELS:
         raise DataError(f"{label} is too large", got=f"{width}x{height}", expected=f"at most {MAX_PIXELS:,} pixels")
+    if cut:
+        raise DataError(f"{label} is cut off", got="a JPEG without its end", expected="a whole picture",
+                        mend="copy it again, or remove it")  # fmt: skip
+
+
+def cut_off(header: Image.Image) -> bool:
+    """Whether the file of an opened picture is a JPEG that ends too early; decoders may show grey for what is missing.
+
+    A whole one ends with its end marker, unless something follows it: phones append a second picture or a video. Only
+    there the picture is decoded to see, at an eighth of its size.
+    """
+    if not isinstance(header, JpegImageFile) or header.fp is None:
+        return False
+    header.fp.seek(-2, io.SEEK_END)
+    if header.fp.read(2) == b"\xff\xd9":
+        return False
+    header.draft("L", (1, 1))
+    try:
+        header.load()
+    except OSError:
+        return True
+    return False
 
 
 def _decoded(decode: Callable[[], Any], label: str) -> NDArray[np.uint8]:
@@ -154,7 +178,7 @@ def _decoded(decode: Callable[[], Any], label: str) -> NDArray[np.uint8]:
 
 
 def readable(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
-    """Split pictures into those whose header can be read and those that must be skipped.
+    """Split pictures into those that look whole, without decoding them, and those that must be skipped.
 
     Raises:
         DataError: more than 10 % must be skipped, or none is left.
@@ -164,8 +188,9 @@ def readable(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     for path in paths:
         try:
             with Image.open(path) as header:
-                fits = header.size[0] * header.size[1] <= MAX_PIXELS
-                header.verify()
+                fits = header.size[0] * header.size[1] <= MAX_PIXELS and not cut_off(header)
+                if header.format == "PNG":  # of other kinds Pillow verifies nothing
+                    header.verify()
         except Exception:  # as in read_image
             fits = False
         (good if fits else bad).append(path)

@@ -45,7 +45,7 @@ class HawkeyeError(Exception):
         if mend is not None:
             parts.append(f"to mend it: {mend}")
         super().__init__("\n  ".join(parts))
-        self.summary = summary
+        self.summary, self.got, self.mend = summary, got, mend
 
 
 class InputError(HawkeyeError):

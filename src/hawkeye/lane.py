@@ -33,6 +33,7 @@ class StreamStatus:
         captured, done: frames decoded and worked on.
         drops: frames that a newer one replaced.
         skipped: pictures that could not be read.
+        damaged: frames of a video that could not be decoded.
         lost: frames on which the network failed.
         reconnects: how often it was opened again.
         waiting: decoded frames that wait.
@@ -53,6 +54,7 @@ class StreamStatus:
     done: int
     drops: int
     skipped: int
+    damaged: int
     lost: int
     reconnects: int
     waiting: int
@@ -77,7 +79,7 @@ class Lane:
         self.totals: dict[str, dict[str, Any]] | None = None  # a copy, as others read it while this thread counts
         self.failure: HawkeyeError | None = None
         self.rate = Rate(time.monotonic)
-        self.done = self.lost = 0
+        self.done = self.lost = self.skips_told = 0
         self.last_s = self.silent_told_s = 0.0
         self.latency_ms: float | None = None
         self.state: State = "connecting"
@@ -177,9 +179,9 @@ class Lane:
             state="failed" if self.failure else stream.state,
             error=self.failure.summary if self.failure else stream.error, fps_in=stream.fps,
             fps_done=self.rate.per_second, total=stream.total, captured=stream.captured, done=self.done,
-            drops=stream.drops, skipped=len(stream.skipped), lost=self.lost, reconnects=stream.reconnects,
-            waiting=stream.waiting, latency_ms=self.latency_ms, width=shape[1], height=shape[0],
-            counts=self.totals,
+            drops=stream.drops, skipped=len(stream.skipped), damaged=stream.damaged, lost=self.lost,
+            reconnects=stream.reconnects, waiting=stream.waiting, latency_ms=self.latency_ms, width=shape[1],
+            height=shape[0], counts=self.totals,
         )  # fmt: skip
 
 

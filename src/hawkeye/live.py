@@ -256,7 +256,7 @@ class LiveSession:
             self.stopped_early = not self._all_finished()
             finished = len(self.failures()) < max(1, len(self._lanes))
         finally:
-            self._close(finished)
+            self.close(finished=finished)
 
     def _feed(self) -> bool:
         """Give the engine what it can take, one frame of each stream in turn."""
@@ -313,12 +313,16 @@ class LiveSession:
             self._subscribers.tell(Notice(lane.stream.name, event.time_s, "count", event=event))
 
     def _watch_states(self) -> None:
-        """Tell counters and outputs of streams that went silent, came back or broke."""
+        """Tell counters and outputs of streams that went silent, came back or broke, and of skipped pictures."""
         with self._lock:
             lanes = list(self._lanes.values())
         for lane in lanes:
             stream, state = lane.stream, lane.stream.state
             live = stream.source.live
+            for path, error in stream.skipped[lane.skips_told :]:
+                lane.skips_told += 1
+                for output in self.outputs:
+                    output.skip(stream.source, path, error)
             time_s = max(lane.last_s, stream.now_s if live else 0.0)
             if live and state in ("no data", "reconnecting"):
                 if state != lane.state:
@@ -338,8 +342,17 @@ class LiveSession:
         with self._lock:
             return all(lane.failure or lane.stream.finished for lane in self._lanes.values())
 
-    def _close(self, finished: bool) -> None:
-        """Stop threads, then finish files, whatever went wrong before; within about a second."""
+    def close(self, *, finished: bool = False) -> None:
+        """Stop threads, then close the engine and all outputs, whatever went wrong before; within about a second.
+
+        `run` ends with it. Only a session that never ran needs it, as its streams have threads from `add` on.
+
+        Args:
+            finished: whether files get their names, or keep their `.part`.
+
+        Raises:
+            StorageError: an output cannot be written.
+        """
         self._halt.set()
         with self._lock:
             lanes = list(self._lanes.values())

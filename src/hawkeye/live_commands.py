@@ -69,13 +69,12 @@ def predict(
     """
     from hawkeye import predict as module
 
-    done = module.predict(model, sources, out=out, conf=conf, iou=iou, threads=threads or 0, classes=_names(classes),
-                          resolution=resolution, rect=rect, engine=engine, realtime=realtime, draw_pictures=pictures,
-                          table=csv)  # fmt: skip
-    skipped = f", {len(done.skipped)} could not be read" if done.skipped else ""
+    done = module.predict(model, sources, out=out, conf=conf, iou=iou, threads=threads or 0,
+                          classes=named_classes(classes), resolution=resolution, rect=rect, engine=engine,
+                          realtime=realtime, draw_pictures=pictures, table=csv)  # fmt: skip
     what = "pictures" if all(stream.kind == "pictures" for stream in done.streams) else "frames"
     _tell_streams(done.streams)
-    print(f"{done.detections} objects in {done.images} {what}{skipped}")
+    print(f"{done.detections} objects in {done.images} {what}")
     for path in (*done.videos, done.results):
         print(path)
     return _exit_code(done)
@@ -87,11 +86,18 @@ def count(
     out: Out = Path("runs/count"),
     line: Annotated[
         tuple[str, ...],
-        Parameter(help="x1,y1,x2,y2[:name] in pixels or fractions of the picture; may be given again.", negative=()),
+        # A hyphen is let in so that a number below 0 is told as such.
+        Parameter(
+            help="x1,y1,x2,y2[:name] in pixels or fractions of the picture; may be given again.",
+            negative=(),
+            allow_leading_hyphen=True,
+        ),
     ] = (),
     zone: Annotated[
         tuple[str, ...],
-        Parameter(help="x1,y1,x2,y2,x3,y3,…[:name], a polygon; may be given again.", negative=()),
+        Parameter(
+            help="x1,y1,x2,y2,x3,y3,…[:name], a polygon; may be given again.", negative=(), allow_leading_hyphen=True
+        ),
     ] = (),
     rules: Annotated[Path | None, Parameter(help="File with lines and zones (.toml).")] = None,
     conf: Annotated[
@@ -127,35 +133,54 @@ def count(
     from hawkeye.track.rules import parse_rules
 
     wanted = parse_rules(line, zone, rules)
-    formats = [kind.strip().lstrip(".") for kind in series.split(",") if kind.strip()]
-    if not fps > 0:
-        raise ConfigError("--fps cannot be used", got=fps, expected="more than 0")
+    formats = [kind.lstrip(".") for kind in _list("--series", series, "csv, json or parquet")]
+    if not 0 < fps <= 1000:
+        raise ConfigError("--fps cannot be used", got=fps, expected="more than 0, at most 1000")
     done = module.count(model, sources, out=out, rules=wanted, bucket_s=_seconds(every), formats=formats,
-                        draw_video=video, fps=fps, conf=conf, iou=iou, threads=threads or 0, classes=_names(classes),
-                        resolution=resolution, rect=rect, engine=engine, realtime=realtime)  # fmt: skip
+                        draw_video=video, fps=fps, conf=conf, iou=iou, threads=threads or 0,
+                        classes=named_classes(classes), resolution=resolution, rect=rect, engine=engine,
+                        realtime=realtime)  # fmt: skip
     _tell_streams(done.streams)
     rows = [{"source": stream.name, "rule": name, **total} for stream in done.streams
             for name, total in (stream.counts or {}).items()]  # fmt: skip
     columns = [name for name in ("in", "out", "enter", "exit", "max") if any(name in row for row in rows)]
     print(table(rows, ("source", "rule", *columns)))
+    if video and (still := [stream.name for stream in done.streams if stream.kind == "pictures"]):
+        print(f"no video of {', '.join(still)}: it has pictures; `hawkeye predict` draws boxes into them")
     for path in (*done.videos, *done.series, done.events, done.counts):
         print(path)
     return _exit_code(done)
 
 
-def _names(classes: str | None) -> list[str] | None:
-    return None if classes is None else [name.strip() for name in classes.split(",") if name.strip()]
+def named_classes(classes: str | None) -> list[str] | None:
+    """Classes that --classes names; None where it was left out.
+
+    Raises:
+        ConfigError: it names none.
+    """
+    return None if classes is None else _list("--classes", classes, "names or numbers of classes")
+
+
+def _list(option: str, text: str, expected: str) -> list[str]:
+    found = [part.strip() for part in text.split(",") if part.strip()]
+    if not found:
+        raise ConfigError(f"{option} names nothing", got=repr(text), expected=f"{expected}, with commas",
+                          mend=f"leave {option} out")  # fmt: skip
+    return found
 
 
 def _seconds(text: str) -> float:
+    from hawkeye.track.series import SHORTEST_S
+
     units = {"s": 1.0, "m": 60.0, "h": 3600.0}
     number, unit = text[:-1], text[-1:]
     try:
         value = float(number) * units[unit] if unit in units else float(text)
     except ValueError:
         value = 0.0
-    if not 0 < value < float("inf"):
-        raise ConfigError("--every is no span of time", got=text, expected="such as 1s, 1m or 1h")
+    if not SHORTEST_S <= value < float("inf"):
+        raise ConfigError("--every is no span of time that can be used", got=text,
+                          expected=f"such as 1s, 1m or 1h, at least {SHORTEST_S:g}s")  # fmt: skip
     return value
 
 
@@ -163,17 +188,37 @@ def _tell_streams(streams: Sequence[StreamStatus]) -> None:
     """What a person should know of sources that did not go well."""
     for stream in streams:
         facts = [f"{count} {what}" for count, what in (
-            (stream.drops, "frames dropped"), (stream.lost, "frames without a result"),
+            (stream.drops, "frames dropped"), (stream.skipped, "pictures could not be read"),
+            (stream.damaged, "frames damaged"), (stream.lost, "frames without a result"),
             (stream.reconnects, "attempts to connect again")) if count]  # fmt: skip
         if stream.state == "stopped" and stream.total:
-            facts.insert(0, f"{stream.done + stream.skipped + stream.lost} of {stream.total} frames were looked at")
+            seen = stream.done + stream.skipped + stream.damaged + stream.lost
+            facts.insert(0, f"{seen} of {stream.total} frames were looked at")
+        elif _cut(stream) and not stream.error:
+            facts.append(f"it ended {_cut(stream)} frames before what it states")
         facts += [stream.error] if stream.error else []
         if facts:
             print(f"{stream.name}: {stream.state}; {', '.join(facts)}")
 
 
+def _cut(stream: StreamStatus) -> int:
+    """Frames that a file states to hold and that are not at its end; containers know the number within one or so."""
+    missing = stream.total - stream.captured - stream.skipped - stream.damaged
+    return missing if stream.state == "ended" and missing > 1 else 0
+
+
 def _exit_code(done: Prediction | Counting) -> int:
-    """0 done; 1 some source failed; 130 stopped before the end. A live source has no end but that."""
+    """0 done; 1 some source failed, or gave no result for more than a tenth of its frames; 130 stopped before the end.
+
+    A live source has no end but that.
+    """
+    from hawkeye.data import MAX_UNREADABLE  # here, as it imports OpenCV
+
     if done.interrupted and not all(stream.total == 0 or stream.state == "ended" for stream in done.streams):
         return EXIT_INTERRUPTED
-    return int(any(stream.state == "failed" for stream in done.streams))
+
+    def bad(stream: StreamStatus) -> bool:
+        missing = stream.lost + stream.damaged + _cut(stream)
+        return stream.state == "failed" or missing > MAX_UNREADABLE * max(1, stream.total, stream.done + missing)
+
+    return int(any(bad(stream) for stream in done.streams))

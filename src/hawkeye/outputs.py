@@ -78,6 +78,9 @@ class Output:
     def state(self, source: Source, time_s: float, state: State, error: str) -> None:
         """A live source went silent, came back or broke; any source failed."""
 
+    def skip(self, source: Source, picture: Path, error: str) -> None:
+        """A picture of a source could not be read."""
+
     def close(self, *, finished: bool) -> None:
         """Finish the files; where the work broke off, they keep their `.part`."""
 
@@ -113,11 +116,12 @@ class _Text:
 
 
 class JsonLines(Output):
-    """One JSON object per frame, and one for each time that a live source went silent or came back.
+    """One JSON object per frame or skipped picture, and one for each time that a live source went silent or came back.
 
-    A picture: `image`, `width`, `height`, `detections`. A frame: `source`, `frame`, `time_s` and the same. A detection:
-    `class_id`, `name`, `score`, `xyxy` in pixels, and `track_id` where tracked. A change: `source`, `time_s`, `state`,
-    `error`; there is no data from "no data" or "reconnecting" until "live".
+    A picture: `image`, `width`, `height`, `detections`; a skipped one: `image`, `error`. A frame: `source`, `frame`,
+    `time_s`, `width`, `height`, `detections`. A detection: `class_id`, `name`, `score`, `xyxy` in pixels, and
+    `track_id` where tracked. A change: `source`, `time_s`, `state`, `error`; there is no data from "no data" or
+    "reconnecting" until "live".
     """
 
     def __init__(self, path: Path) -> None:
@@ -134,6 +138,10 @@ class JsonLines(Output):
     def state(self, source: Source, time_s: float, state: State, error: str) -> None:
         """See `Output.state`."""
         self._line({"source": source.label, "time_s": round(time_s, 3), "state": state, "error": error})
+
+    def skip(self, source: Source, picture: Path, error: str) -> None:
+        """See `Output.skip`."""
+        self._line({"image": str(picture), "error": error})
 
     def close(self, *, finished: bool) -> None:
         """See `Output.close`."""

@@ -6,20 +6,20 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from hawkeye.artifact import Artifact, make_folder, write_json
 from hawkeye.data import read_image, readable
-from hawkeye.errors import DataError
+from hawkeye.errors import DataError, HawkeyeError
 from hawkeye.lane import StreamStatus
 from hawkeye.live import LiveSession
 from hawkeye.outputs import DetectionsCsv, EventsCsv, JsonLines, Output, Pictures, Result, Videos
 from hawkeye.progress import progress, say
 from hawkeye.runtime.choice import EngineKind, open_engine
-from hawkeye.runtime.source import Source, find_sources, open_source
+from hawkeye.runtime.source import Source, check_camera, find_sources, open_source
 from hawkeye.runtime.stream import Stream
 from hawkeye.track.rules import Rule, Zone
 from hawkeye.track.series import check_format
@@ -123,7 +123,7 @@ def predict(
     _work(session, streams, "detecting", words)
     return Prediction(
         out / RESULTS, tuple(drawn.files), tuple(videos.files), counter.frames,
-        tuple(path for stream in streams for path in stream.skipped), counter.objects, tuple(session.status()),
+        tuple(path for stream in streams for path, _ in stream.skipped), counter.objects, tuple(session.status()),
         session.stopped_early, words,
     )  # fmt: skip
 
@@ -161,6 +161,9 @@ def count(
         ModelError: the model cannot be used.
         ConfigError: a rule does not fit the picture or the model, or there is no such format.
         StorageError: `out` cannot be written.
+        EngineError: the network hangs again and again.
+
+    An error on the way loses no counts: `counts.json` and the time series hold what there is, and the error.
     """
     for kind in formats:
         check_format(Path(f"x.{kind}"))
@@ -173,19 +176,34 @@ def count(
     videos = Videos(out / "videos", live=True)
     outputs: list[Output] = [EventsCsv(out / EVENTS), *([videos] if draw_video else [])]
     session = LiveSession(runner, names, outputs=outputs, bucket_s=bucket_s)
-    _work(session, [Stream(item, realtime=realtime, fps=fps) for item in found], "counting", words,
-          rules=rules or (EVERYWHERE,))  # fmt: skip
+    streams = [Stream(item, realtime=realtime, fps=fps) for item in found]
+    try:
+        _work(session, streams, "counting", words, rules=rules or (EVERYWHERE,))
+    except Exception as error:
+        if any(row.done for row in session.status()):
+            with suppress(HawkeyeError):  # what ended the work is the error to be told
+                _write_counts(session, out, formats, words, error)
+        raise
+    series = _write_counts(session, out, formats, words)
+    return Counting(out / COUNTS, out / EVENTS, series, tuple(videos.files), tuple(session.status()),
+                    session.stopped_early, words)  # fmt: skip
+
+
+def _write_counts(
+    session: LiveSession, out: Path, formats: Sequence[str], words: str, error: Exception | None = None
+) -> tuple[Path, ...]:
+    """Write totals and time series of a session that is over, also of one that an error ended; the series' files."""
+    rows = session.status()
+    content = {"interrupted": session.stopped_early or error is not None, "engine": words,
+               "streams": [asdict(row) for row in rows]}  # fmt: skip
+    write_json(out / COUNTS, content if error is None else {**content, "error": str(error)})
     written = []
-    for status in session.status():
-        series = session.series(status.name)
+    for row in rows:
+        series = session.series(row.name)
         for kind in formats if series else ():
-            written.append(out / f"series{f'-{status.name}' if len(found) > 1 else ''}.{kind}")
+            written.append(out / f"series{f'-{row.name}' if len(rows) > 1 else ''}.{kind}")
             series.write(written[-1])  # type: ignore[union-attr]
-    streams = tuple(session.status())
-    write_json(out / COUNTS, {"interrupted": session.stopped_early, "engine": words,
-                              "streams": [asdict(status) for status in streams]})  # fmt: skip
-    return Counting(out / COUNTS, out / EVENTS, tuple(written), tuple(videos.files), streams, session.stopped_early,
-                    words)  # fmt: skip
+    return tuple(written)
 
 
 def _sources(named: str | Path | Sequence[str | Path]) -> tuple[list[Source], bool]:
@@ -205,6 +223,8 @@ def _sources(named: str | Path | Sequence[str | Path]) -> tuple[list[Source], bo
                 capture = open_source(source)
                 frames += capture.frames
                 capture.close()
+            elif isinstance(source.target, int):
+                check_camera(source.target)
         except DataError as error:
             failures.append(error)
     if len(failures) == len(found):
@@ -227,13 +247,17 @@ def _work(
             if now - shown[0] < _SHOW_EVERY_S:
                 return
             rows = session.status()
-            done = sum(row.done + row.skipped + row.lost for row in rows)
+            done = sum(row.done + row.skipped + row.damaged + row.lost for row in rows)
             ends = all(row.total or row.state == "failed" for row in rows)
             task.advance(done - shown[1], _note(rows), total=sum(row.total for row in rows) if ends else None)
             shown[:] = [now, done]
 
-        for stream in streams:
-            session.add(stream, rules)
+        try:
+            for stream in streams:
+                session.add(stream, rules)
+        except BaseException:
+            session.close()
+            raise
         session.run(watch=watch)
         shown[0] = 0.0
         watch()

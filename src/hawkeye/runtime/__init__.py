@@ -120,7 +120,9 @@ def open_file(
 
         return OpenVinoRuntime(path, spec or spec_beside(path), name=runtime, threads=threads, cache_dir=cache_dir,
                                imgsz=imgsz)  # fmt: skip
-    mend = f"run `hawkeye export {path}` first" if path.suffix == ".pt" else "use the runtime that reads this kind"
+    mend = f"run `hawkeye export {path}` first" if path.suffix == ".pt" else (
+        "use the runtime that reads this kind" if path.suffix in (".onnx", ".xml") else
+        "name a run's folder, an export's folder, an .xml or an .onnx file")  # fmt: skip
     raise ModelError(f"{path} cannot be opened{f' by {runtime}' if runtime else ''}", got=path.suffix or "no suffix",
                      expected=".onnx for ONNX Runtime, .xml for OpenVINO", mend=mend)  # fmt: skip
 

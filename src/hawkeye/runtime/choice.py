@@ -96,10 +96,16 @@ def open_engine(
     if kind == "async" and resolution is not None and size is None:
         raise _only_sync(resolution)
     detectors: list[Detector] = []
+    looks = [0]
+
+    def looked() -> None:
+        looks[0] += 1
 
     def open_policy() -> Policy:
         if resolution is not None and size is None:
-            return make_policy(resolution, model, **{"conf": 0.25, "iou": 0.7, "threads": 0, **options})
+            return make_policy(
+                resolution, model, **{"conf": 0.25, "iou": 0.7, "threads": 0, "watch": looked, **options}
+            )
         detectors.append(Detector(model, imgsz=int(size[1]) if size else None, **options))
         return Fixed(detectors[-1])
 
@@ -110,7 +116,7 @@ def open_engine(
         policy = spare.pop() if spare else open_policy()
         of_stream: dict[str, Policy] = {}
         # Copies of an unused policy share its networks, which is safe as one thread runs them all.
-        return SyncBackend(lambda key: of_stream.setdefault(key, copy.copy(policy)), policy.prepare)
+        return SyncBackend(lambda key: of_stream.setdefault(key, copy.copy(policy)), policy.prepare, lambda: looks[0])
 
     detector = detectors[0] if detectors else None
     make_queue = getattr(detector.runtime, "queue", None) if detector else None

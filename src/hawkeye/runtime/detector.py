@@ -46,6 +46,7 @@ class Detector:
         classes: names or indices of the classes to look for; left out, all.
         cache: keep the compiled network in the user's cache folder and start faster the next time; see
             `hawkeye.environment.cache_dir`.
+        watch: called after each picture, in the thread that it was looked at in.
 
     Attributes:
         spec: input size, class names, strides.
@@ -76,6 +77,7 @@ class Detector:
         agnostic: bool = False,
         classes: Sequence[int | str] | None = None,
         cache: bool = True,
+        watch: Callable[[], object] = lambda: None,
     ) -> None:
         for name, value, low, high in (("conf", conf, 0, 1), ("iou", iou, 0, 1), ("threads", threads, 0, 1024),
                                        ("max_det", max_det, 1, 100_000)):  # fmt: skip
@@ -90,6 +92,7 @@ class Detector:
         self.rect, self.conf, self.iou, self.max_det, self.agnostic = rect, conf, iou, max_det, agnostic
         self.classes = None if classes is None else class_indices(classes, self.names)
         self.timings: dict[str, float] = {}
+        self._watch = watch
         self._canvases: dict[Size, NDArray[np.uint8]] = {}
         self._letterbox: Letterbox | None = None
 
@@ -142,6 +145,7 @@ class Detector:
             "network": (computed - prepared) * 1e3,
             "post": (done - computed) * 1e3,
         }
+        self._watch()
         return result
 
 

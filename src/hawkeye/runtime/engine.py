@@ -1,7 +1,7 @@
 """Runs detections for many streams: one at a time for the least delay, or several in flight for the most frames.
 
-Both kinds work behind `Engine`, which keeps the order of the frames and watches the clock: a frame that does not come
-back in time means that the runtime hangs, so it is left behind, a new one is made, and the frame is tried once more.
+Both kinds work behind `Engine`, which keeps the order of the frames and watches the clock: a frame on which nothing
+goes on for too long means that the runtime hangs. It is left behind, a new one is made, and the frame is tried again.
 """
 
 from __future__ import annotations
@@ -73,6 +73,11 @@ class Backend(Protocol):
     name: str
     capacity: int
 
+    @property
+    def looks(self) -> int:
+        """Grows with each look of a job that takes several; as long as it does, nothing hangs."""
+        ...
+
     def prepare(self, source_hw: Size) -> None:
         """Make ready for pictures of that height and width; may wait for a compilation. From any thread."""
         ...
@@ -92,17 +97,26 @@ class SyncBackend:
     Args:
         policy_for: the policy of a stream by its name. Some remember the frames before, so streams must not share them.
         prepare: see `Backend.prepare`.
+        looks: see `Backend`.
     """
 
     name, capacity = "sync", 1
 
     def __init__(
-        self, policy_for: Callable[[str], Policy], prepare: Callable[[Size], object] = lambda source_hw: None
+        self,
+        policy_for: Callable[[str], Policy],
+        prepare: Callable[[Size], object] = lambda source_hw: None,
+        looks: Callable[[], int] = lambda: 0,
     ) -> None:
-        self._policy_for, self._prepare = policy_for, prepare
+        self._policy_for, self._prepare, self._looks = policy_for, prepare, looks
         self._jobs: queue.SimpleQueue[tuple[Job, Report] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
         self._thread.start()
+
+    @property
+    def looks(self) -> int:
+        """See `Backend`."""
+        return self._looks()
 
     def prepare(self, source_hw: Size) -> None:
         """See `Backend.prepare`."""
@@ -159,6 +173,8 @@ class AsyncBackend:
     Args:
         rect, conf, iou, max_det, agnostic, classes: as `Detector` takes them.
     """
+
+    looks = 0  # each job is one
 
     def __init__(
         self,
@@ -218,7 +234,7 @@ class Engine:
 
     Args:
         make: makes a backend; called again for each restart.
-        timeout_s: a job that takes longer than this means that the backend hangs.
+        timeout_s: a look that takes longer than this means that the backend hangs.
         clock: seconds, steady.
 
     Attributes:
@@ -236,7 +252,7 @@ class Engine:
         self.name = self._backend.name
         self.watch: Callable[[Job], None] | None = None
         self.restarts = self.lost = 0
-        self._in_a_row = 0
+        self._in_a_row = self._looks = 0
         self._jobs: deque[Job] = deque()
         self._changed = threading.Condition()
         self._next: tuple[Callable[[], Backend], Backend] | None = None  # to be taken up with the next job
@@ -290,7 +306,11 @@ class Engine:
         with self._changed:
             self._changed.wait_for(lambda: not self._jobs or self._jobs[0].done, self._wait(timeout_s))
         if self._jobs and not self._jobs[0].done and self._clock() - self._jobs[0].begun_s >= self._timeout_s:
-            self._restart()
+            before, self._looks = self._looks, self._backend.looks
+            if self._looks == before:
+                self._restart()
+            else:  # slow, but it goes on
+                self._jobs[0].begun_s = self._clock()
         ready = []
         while self._jobs and self._jobs[0].done:
             job = self._jobs.popleft()
@@ -343,7 +363,7 @@ class Engine:
 
     def _begin(self, job: Job) -> None:
         self._backend.prepare((job.image.shape[0], job.image.shape[1]))  # a compilation is no hang
-        job.begun_s = self._clock()
+        job.begun_s, self._looks = self._clock(), self._backend.looks
         job.tries += 1
         attempt = job.tries
 

@@ -183,9 +183,9 @@ class Tiles:
 class Adaptive:
     """The whole picture now and then; between, small crops around what moves, and nothing for what stands still.
 
-    The whole picture is looked at every `every` frames, when the scene changes, when the picture's size changes, after
-    an object was lost, and whenever crops would cost more. Between, where a tracker follows objects, one frame is a
-    look and the next two are rests:
+    The whole picture is looked at every `every` frames, or a third of that (8 of 25) where an object was lost since;
+    when the scene or the picture's size changes, and whenever crops would cost more. Between, where a tracker follows
+    objects, one frame is a look and the next two are rests:
 
     - A look: an object in whose box nothing has changed keeps its box. Crops are taken around every other object,
       stretched to where the tracker expects it, and around each change that no object explains: something new may be

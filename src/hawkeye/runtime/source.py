@@ -14,7 +14,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 from urllib.parse import urlsplit
@@ -128,12 +128,15 @@ def find_sources(texts: Sequence[str | Path | int]) -> list[Source]:
     if not texts:
         raise DataError("no source was named", expected=_EXPECTED)
     found = [source for text in texts for source in _find(str(text))]
-    taken: dict[str, int] = {}
+    taken: set[str] = set()
     unique = []
     for source in found:
-        count = taken[source.name] = taken.get(source.name, 0) + 1
-        name = source.name if count == 1 else f"{source.name}-{count}"
-        unique.append(Source(source.kind, name, source.label, source.target, source.pictures, source.base))
+        name, count = source.name, 1
+        while name in taken:  # a file may itself be called a-2
+            count += 1
+            name = f"{source.name}-{count}"
+        taken.add(name)
+        unique.append(replace(source, name=name))
     return unique
 
 
@@ -237,6 +240,7 @@ class VideoCapture:
         elif source.kind == "url":
             _check_reachable(source, timeout_ms / 1e3)
         if isinstance(source.target, int):
+            check_camera(source.target)
             backend = cv2.CAP_V4L2 if sys.platform == "linux" else cv2.CAP_ANY
             self._capture = cv2.VideoCapture(source.target, backend)
             self._capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
@@ -298,6 +302,20 @@ def _naming(host: str) -> Iterator[None]:
                 os.environ.pop(FFMPEG_OPTIONS, None)
             else:
                 os.environ[FFMPEG_OPTIONS] = before
+
+
+def check_camera(number: int) -> None:
+    """Find out without opening it whether there may be a camera of that number; only Linux tells.
+
+    Raises:
+        DataError: there is none.
+    """
+    if sys.platform != "linux" or Path(f"/dev/video{number}").exists():
+        return
+    there = sorted(int(path.name[5:]) for path in Path("/dev").glob("video*") if path.name[5:].isdigit())
+    raise DataError(f"there is no camera {number}", got=f"/dev/video{number} does not exist",
+                    expected=f"one of {', '.join(map(str, there))}" if there else "a camera; none is connected",
+                    mend="plug it in, or name another number")  # fmt: skip
 
 
 def _check_file(path: Path) -> None:

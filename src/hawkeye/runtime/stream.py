@@ -24,6 +24,7 @@ from hawkeye.runtime.source import Capture, Source, open_source
 
 State = Literal["connecting", "live", "no data", "reconnecting", "ended", "failed", "stopped"]
 _QUEUED_FRAMES = 4  # decoded frames of a file that wait: enough to hide decoding, little memory
+_DAMAGED_IN_A_ROW = 1000  # with more of them there is nothing behind that can be decoded
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,7 +33,7 @@ class Frame:
 
     Attributes:
         stream: name of the stream.
-        index: number of the frame in its stream from 0; dropped frames have numbers too.
+        index: number of the frame in its stream from 0; dropped and damaged frames have numbers too.
         time_s: seconds since the stream's first frame: of the file's own clock, or of arrival where it is live.
         image: (H, W, 3) uint8 BGR.
         path: the picture's file, where each frame is one.
@@ -88,7 +89,8 @@ class Stream:
         total: frames that the source states to hold, 0 where unknown.
         captured: frames decoded so far.
         drops: frames that were replaced by a newer one before anybody took them.
-        skipped: pictures that could not be read.
+        skipped: pictures that could not be read, and why, each in one line.
+        damaged: frames of a video that could not be decoded, with good ones behind them.
         reconnects: how often it was opened again after it had broken.
         error: what went wrong last, without passwords; empty when nothing did.
         failure: why it has failed for good, or None.
@@ -115,10 +117,11 @@ class Stream:
         self.source, self.name = source, source.name
         self.live = source.live or realtime
         self.total = len(source.pictures)
-        self.captured = self.drops = self.reconnects = 0
-        self.skipped: list[Path] = []
+        self.captured = self.drops = self.damaged = self.reconnects = 0
+        self.skipped: list[tuple[Path, str]] = []
         self.error = ""
         self.failure: HawkeyeError | None = None
+        self._why: HawkeyeError | None = None  # what went wrong last
         self.nominal_fps = 0.0
         self.decode_ms: float | None = None
         self._realtime, self._loop, self._fps = realtime, loop, fps
@@ -212,9 +215,12 @@ class Stream:
             if self.captured > before:
                 wait_s = self._backoff_s[0]
             elif self._connect_s is not None and not self.captured and self.now_s > self._connect_s:
-                self.failure = DataError(f"{self.source.label} never gave a picture",
-                                         got=self.error or f"nothing in {self._connect_s:g} s",
-                                         mend="check that it is on, its address and its password")  # fmt: skip
+                why = self._why or DataError(self.error or "it is silent")
+                self.failure = DataError(
+                    f"{self.source.label} never gave a picture in {self._connect_s:g} s",
+                    got=f"{why.summary}: {why.got}" if why.got else why.summary,
+                    mend=why.mend or "check that it is on, its address and its password",
+                )
                 break
             self.reconnects += 1
             self._turn("reconnecting")
@@ -247,7 +253,7 @@ class Stream:
                 self.error = f"{self.source.label} is damaged: it ended after {count} of {capture.frames} frames"
             return "retry" if endless else "loop" if self._loop else "over"
         except HawkeyeError as error:
-            self.error = str(error).replace("\n ", ";")
+            self.error, self._why = _one_line(error), error
             if not endless:
                 self.failure = error
             return "retry" if endless else "over"
@@ -261,8 +267,8 @@ class Stream:
                 capture.close()
 
     def _read_all(self, capture: Capture, endless: bool) -> int:
-        """Read until the end; how many pictures were read or skipped."""
-        count = 0
+        """Read until the end; how many pictures were read, skipped or damaged."""
+        count = failed = 0  # of them in a row
         offset_s = self._file_s + (1 / (capture.fps or self._fps) if self.captured else 0.0)
         started_s = self._clock()
         while not self._halt.is_set():
@@ -273,12 +279,16 @@ class Stream:
                 if self.source.kind != "pictures":
                     raise
                 count += 1
-                self.skipped.append(self.source.pictures[count - 1])
+                self.skipped.append((self.source.pictures[count - 1], _one_line(error)))
                 self.error = error.summary
                 if len(self.skipped) > MAX_UNREADABLE * capture.frames:
                     raise
                 continue
             if shot is None:
+                # What FFmpeg cannot decode looks like the end, and good frames follow.
+                failed += 1
+                if self.source.kind == "video" and count + failed < capture.frames and failed < _DAMAGED_IN_A_ROW:
+                    continue
                 break
             if self.source.live:
                 spent_ms = (time.thread_time() - begun_s) * 1e3
@@ -291,12 +301,13 @@ class Stream:
                 own = None if shot.time_s is None else offset_s + shot.time_s
                 # Some containers have no times, or jump back: then frames follow at the stated rate.
                 time_s = own if own is not None and (own > self._file_s or count == 0) else self._file_s + step * (
-                    self.captured > 0)  # fmt: skip
+                    failed + (self.captured > 0))  # fmt: skip
                 if self._realtime and (early := started_s + time_s - offset_s - self._clock()) > 0:
                     self._halt.wait(early)
                 self._file_s = time_s
-            count += 1
-            self._put(Frame(self.name, self.captured, time_s, shot.image, shot.path, self._clock()))
+            count += failed + 1
+            self.damaged, failed = self.damaged + failed, 0
+            self._put(Frame(self.name, self.captured + self.damaged, time_s, shot.image, shot.path, self._clock()))
         return count
 
     def _put(self, frame: Frame) -> None:
@@ -318,3 +329,7 @@ class Stream:
     def _turn(self, state: State) -> None:
         self._state = state
         self.wake.set()
+
+
+def _one_line(error: HawkeyeError) -> str:
+    return str(error).replace("\n ", ";")

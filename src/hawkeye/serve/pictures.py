@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from hawkeye.data import cut_off
 from hawkeye.detections import Detections
 from hawkeye.errors import DataError
 from hawkeye.geometry import Size
@@ -67,6 +68,7 @@ def decode_for(content: bytes, max_pixels: int, imgsz: int) -> Picture:
     try:
         with Image.open(io.BytesIO(content), formats=_FORMATS) as header:
             size, kind = header.size, header.format
+            cut = size[0] * size[1] <= max_pixels and cut_off(header)
     except Image.DecompressionBombError:  # Pillow's limit is above ours
         raise DataError("the picture is too large", expected=f"at most {max_pixels:,} pixels") from None
     except Exception:  # Pillow raises many kinds for hostile files; all mean the same here
@@ -76,6 +78,8 @@ def decode_for(content: bytes, max_pixels: int, imgsz: int) -> Picture:
         raise DataError(
             "the picture is too large", got=f"{size[0]} x {size[1]}", expected=f"at most {max_pixels:,} pixels"
         )
+    if cut:
+        raise DataError("the picture is cut off", got="a JPEG without its end", expected="a whole picture file")
     reduced = _reduction(size, imgsz) if kind == "JPEG" and imgsz else 1
     width, height = _shrunk(size, reduced)
     try:

@@ -35,6 +35,7 @@ COLUMNS = ("start_s", "time", "rule", "class", "measure", "value", "covered")
 FORMATS = (".csv", ".json", ".parquet")
 ALL = "all"
 _LINE, _ZONE = ("in", "out"), ("enter", "exit")
+SHORTEST_S = 0.1  # of a span: each frame must be booked in all spans since the one before
 _MAX_BUCKETS = 10_000_000
 
 
@@ -58,15 +59,15 @@ class CountSeries:
         max_gap_s: two frames further apart than this have a gap between them even if nobody said so.
 
     Raises:
-        ConfigError: lengths that are not positive.
+        ConfigError: lengths that are not positive, or spans of less than 0.1 s.
     """
 
     def __init__(
         self, rules: Sequence[Rule], *, bucket_s: float = 60.0, epoch_s: float | None = None, max_gap_s: float = 5.0
     ) -> None:
-        if not (0 < bucket_s < math.inf and max_gap_s > 0):
+        if not (SHORTEST_S <= bucket_s < math.inf and max_gap_s > 0):
             raise ConfigError("a time series needs spans of time", got=f"bucket_s={bucket_s}, max_gap_s={max_gap_s}",
-                              expected="more than 0 seconds")  # fmt: skip
+                              expected=f"at least {SHORTEST_S:g} s")  # fmt: skip
         self.rules, self.bucket_s, self.epoch_s, self.max_gap_s = (
             check_rules(rules),
             float(bucket_s),
