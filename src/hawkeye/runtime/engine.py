@@ -76,19 +76,15 @@ class Backend(Protocol):
     @property
     def looks(self) -> int:
         """Grows with each look of a job that takes several; as long as it does, nothing hangs."""
-        ...
 
     def prepare(self, source_hw: Size) -> None:
         """Make ready for pictures of that height and width; may wait for a compilation. From any thread."""
-        ...
 
     def start(self, job: Job, report: Report) -> None:
         """Begin a job without waiting; `report` is called once, from any thread."""
-        ...
 
     def close(self) -> None:
         """Let go of everything once all jobs are done."""
-        ...
 
 
 class SyncBackend:
@@ -96,8 +92,7 @@ class SyncBackend:
 
     Args:
         policy_for: the policy of a stream by its name. Some remember the frames before, so streams must not share them.
-        prepare: see `Backend.prepare`.
-        looks: see `Backend`.
+        prepare, looks: see `Backend`.
     """
 
     name, capacity = "sync", 1

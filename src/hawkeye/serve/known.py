@@ -66,7 +66,7 @@ def info_of(known: Known, status: StreamStatus | None, result: Result | None) ->
         error=status.error, loop=known.spec.loop, fps_in=round(status.fps_in, 2),
         nominal_fps=round(known.stream.nominal_fps if known.stream else 0.0, 2), fps_done=round(status.fps_done, 2),
         latency_ms=None if status.latency_ms is None else round(status.latency_ms, 2), captured=status.captured,
-        done=status.done, drops=status.drops, lost=status.lost, reconnects=status.reconnects, width=status.width,
+        done=status.done, drops=status.drops, damaged=status.damaged, lost=status.lost, reconnects=status.reconnects, width=status.width,
         height=status.height, now=now, rules=known.rules, totals=status.counts or {},
         decode_ms=None if decode_ms is None else round(decode_ms, 2),
     )  # fmt: skip
@@ -76,6 +76,6 @@ def _absent(known: Known) -> StreamStatus:
     """How a source does that is not there."""
     return StreamStatus(
         name=known.source.name, source=known.source.label, kind=known.source.kind, state="reconnecting",
-        error=known.error, fps_in=0.0, fps_done=0.0, total=0, captured=0, done=0, drops=0, skipped=0, lost=0,
+        error=known.error, fps_in=0.0, fps_done=0.0, total=0, captured=0, done=0, drops=0, skipped=0, damaged=0, lost=0,
         reconnects=0, waiting=0, latency_ms=None, width=None, height=None, counts=None,
     )  # fmt: skip

@@ -82,7 +82,8 @@ class SourceInfo(Schema):
         fps_in, fps_done: frames per second that arrive, and that are worked on. nominal_fps: that it states; 0
             where it does not.
         latency_ms: from decoding to the result of the last frame.
-        drops: frames that a newer one replaced. lost: frames on which the network failed.
+        drops: frames that a newer one replaced. lost: frames on which the network failed. damaged: frames
+            of a file that could not be decoded.
         width, height: of the picture in pixels.
         now: objects in the picture now, by class; None without data.
         rules: its lines and zones. totals: what each has counted since the service started, see `Counter.totals`.
@@ -111,6 +112,7 @@ class SourceInfo(Schema):
     rules: tuple[RuleSpec, ...]
     totals: dict[str, dict[str, Any]]
     decode_ms: float | None = None
+    damaged: int = 0
 
 
 class SourceTest(Schema):
