@@ -296,10 +296,21 @@ def test_without_tokens_this_machine_is_an_administrator(tmp_path: Path) -> None
         assert client.get("/v1/session", headers={"Authorization": f"Bearer {token}"}).status_code == 200
 
 
-@pytest.mark.parametrize(("host", "status"), [("127.0.0.1", 200), ("localhost", 200), ("0.0.0.0", 401), ("::", 401)])
-def test_without_tokens_nobody_is_let_in_where_others_reach_it(tmp_path: Path, host: str, status: int) -> None:
+@pytest.mark.parametrize(
+    ("host", "proxy", "status"),
+    [
+        ("127.0.0.1", None, 200),
+        ("localhost", None, 200),
+        ("0.0.0.0", None, 401),
+        ("::", None, 401),
+        ("127.0.0.1", "https://hawkeye.example", 401),
+    ],
+)
+def test_without_tokens_nobody_is_let_in_where_others_reach_it(
+    tmp_path: Path, host: str, proxy: str | None, status: int
+) -> None:
     """The last token may be taken back while the service runs, by `hawkeye serve token remove`."""
-    config = world.config_of(tmp_path, host=host)
+    config = world.config_of(tmp_path, host=host, public_url=proxy)
     with world.client_of(config) as client:
         tokens = client.app.state.security.tokens  # type: ignore[attr-defined]
         token = tokens.add("boss", "admin")

@@ -48,7 +48,7 @@ def build_app(service: Service, *, token_file: Path | None = None, pages: bool =
     app = FastAPI(title="Hawkeye", version=__version__, description=_ABOUT, lifespan=lifespan, docs_url=None,
                   redoc_url=None)  # fmt: skip
     config = service.config
-    security = Security(config, Tokens(config, service.store, file=token_file, keep_admin=not config.loopback))
+    security = Security(config, Tokens(config, service.store, file=token_file, keep_admin=not config.private))
     app.state.service, app.state.security = service, security
     add_answers(app)
     signin.add_sign_in(app)

@@ -63,7 +63,7 @@ class ServeConfig(_Settings):
     follow_s: float = Field(30, ge=0)
     """Seconds between two looks for a new release in the model store; 0 serves what is chosen, and nothing else."""
     host: str = "127.0.0.1"
-    """Address to listen at. Another one than loopback needs a token."""
+    """Address to listen at. Another one than loopback needs a token, and so does a `public_url`."""
     port: int = Field(8000, ge=0, le=65535)
     """Port; 0 takes a free one."""
     public_url: str | None = None
@@ -125,8 +125,10 @@ class ServeConfig(_Settings):
     """MQTT broker for alerts."""
 
     @property
-    def loopback(self) -> bool:
-        """Whether only this machine can reach the address that is listened at."""
+    def private(self) -> bool:
+        """Whether only this machine can reach the service: by loopback, and with no proxy before it."""
+        if self.public_url is not None:
+            return False
         try:
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:

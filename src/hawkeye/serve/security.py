@@ -322,7 +322,7 @@ class Security:
 
     def _open(self) -> bool:
         """Whether nobody needs a token; asked at each request, as the last one may go while the service runs."""
-        return self.config.loopback and not self.tokens
+        return self.config.private and not self.tokens
 
     def _try(self, token: str, client: str) -> Principal:
         if (wait_s := self._failures.take(client, 0)) > 0:

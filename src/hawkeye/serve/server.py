@@ -41,10 +41,10 @@ def run(config: ServeConfig, *, token_file: Path | None = None) -> int:
         try:
             app = build_app(service, token_file=token_file)
             security: Security = app.state.security
-            if not (config.loopback or security.tokens):
+            if not (config.private or security.tokens):
                 raise ConfigError(
-                    "others can reach this address, and nobody needs a token", got=f"host {config.host}",
-                    expected="a token, or the host 127.0.0.1",
+                    "others can reach this address, and nobody needs a token", got=config.public_url or f"host {config.host}",
+                    expected="a token, or the host 127.0.0.1 and no public_url",
                     mend="hawkeye serve token add NAME --role admin, or --token-file FILE",
                 )  # fmt: skip
             _log_to_stderr()
