@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import cv2
 import numpy as np
@@ -15,6 +16,7 @@ for _package in ("ultralytics", "onnx", "onnxruntime", "openvino", "nncf"):
 import onnx  # noqa: E402
 
 import tiny_detector  # noqa: E402
+from hawkeye.artifact import Artifact  # noqa: E402
 from hawkeye.cli import run  # noqa: E402
 from hawkeye.compress import int8_checks as checks  # noqa: E402
 from hawkeye.compress import quantize as qu  # noqa: E402
@@ -178,12 +180,68 @@ def test_no_pictures_are_an_error(exported, mode, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_other_size_and_unexported_source_are_errors(exported, pictures, tmp_path):
-    with pytest.raises(ConfigError, match="another input size"):
-        qu.quantize(exported, QuantizeConfig(mode="ptq", images=pictures, imgsz=96), out=tmp_path / "a")
+def test_unexported_source_is_an_error(exported, pictures, tmp_path):
     original = import_original(exported.path("pytorch"), imgsz=64, out=tmp_path / "original")
     with pytest.raises(ModelError, match="no openvino file"):
         qu.quantize(original, QuantizeConfig(mode="ptq", images=pictures), out=tmp_path / "b")
+
+
+@pytest.mark.parametrize("mode", ["auto", "ptq", "qat"])
+def test_int8_is_not_quantized_again(exported, int8, pictures, mode, tmp_path, capsys):
+    shutil.copytree(int8.root, tmp_path / "4-quantize" / "original")
+    with pytest.raises(ModelError, match=f"{exported.sha256[:12]}, of the stage export"):
+        qu.quantize(Artifact.load(tmp_path / "4-quantize" / "original"), QuantizeConfig(images=pictures, mode=mode),
+                    out=tmp_path / "out")  # fmt: skip
+    shutil.copytree(exported.root, tmp_path / "3-export" / "original")
+    arguments = ["--mode", mode, "--images", str(pictures), "--out", str(tmp_path / "out")]
+    assert run(["quantize", str(tmp_path / "4-quantize" / "original"), *arguments]) == 2
+    assert f"name {tmp_path}/3-export/original" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def picture_last(exported, folder):
+    """A copy of an export whose OpenVINO file takes (1, H, W, 3)."""
+    import openvino
+    from openvino.preprocess import PrePostProcessor
+
+    shutil.copytree(exported.root, folder)
+    process = PrePostProcessor(core().read_model(exported.path("openvino")))
+    process.input().tensor().set_layout(openvino.Layout("NHWC"))
+    process.input().model().set_layout(openvino.Layout("NCHW"))
+    openvino.save_model(process.build(), folder / exported.files["openvino"].path, compress_to_fp16=False)
+    return Artifact.load(folder)
+
+
+@pytest.mark.parametrize("mode", ["auto", "ptq"])
+def test_what_does_not_fit_is_told_before_any_work(exported, pictures, mode, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    config, out = QuantizeConfig(mode=mode, images=pictures), tmp_path / "out"
+    with pytest.raises(ConfigError, match="another input size"):
+        qu.quantize(exported, config.with_(imgsz=96), out=out)
+    with pytest.raises(ModelError, match="another order of channels"):
+        qu.quantize(picture_last(exported, tmp_path / "last"), config, out=out)
+    if mode != "ptq":  # which trains nothing
+        with pytest.raises(ConfigError, match="no GPU"):
+            qu.quantize(exported, config.with_(device="cuda"), out=out)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(("few", "told"), [(None, "no pictures to work on"), (9, "too few pictures to calibrate on")])
+def test_missing_pictures_are_told_before_the_export(exported, pictures, few, told, tmp_path, capsys):
+    arguments = [str(exported.path("pytorch")), "--out", str(tmp_path / "out")]
+    if few:
+        (tmp_path / "few").mkdir()
+        for path in sorted(pictures.iterdir())[:few]:
+            shutil.copy(path, tmp_path / "few")
+        arguments += ["--images", str(tmp_path / "few")]
+    assert run(["quantize", *arguments]) == 2
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "out" / "export").exists()
+
+
+def test_int8_cannot_be_exported_and_the_error_does_not_say_that_it_can(int8, tmp_path, capsys):
+    assert run(["export", str(int8.root), "--out", str(tmp_path / "out")]) == 2
+    assert "to mend it: name the artefact that it was made from" in capsys.readouterr().err
 
 
 def test_distance_looks_only_where_something_is_seen():

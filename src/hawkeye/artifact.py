@@ -120,8 +120,10 @@ class Artifact(Record):
             ModelError: the artefact has no such file.
         """
         if fmt not in self.files:
+            exportable = "pytorch" in self.files  # INT8 holds no checkpoint
             raise ModelError(f"{self.root} has no {fmt} file", got=sorted(self.files), expected=fmt,
-                             mend=f"run `hawkeye export {self.root}`")  # fmt: skip
+                             mend=f"run `hawkeye export {self.root}`" if exportable else
+                             "name the artefact that it was made from")  # fmt: skip
         return self._root / self.files[fmt].path
 
     @classmethod

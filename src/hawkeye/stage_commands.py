@@ -197,6 +197,7 @@ def quantize(
                    seed=seed, device=device)  # fmt: skip
     source = _source(model, out, imgsz, "quantize")
     if "openvino" not in source.files:
+        load("hawkeye.keys").quantize("", config)  # pictures that are missing or too few, before the export's minute
         say("the model is not exported yet: exporting it first")
         settings = given(ExportConfig(), data=data, images=images, imgsz=imgsz)
         source = load("hawkeye.compress.export").export(source, settings, out=out / "export")

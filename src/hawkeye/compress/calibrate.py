@@ -30,10 +30,9 @@ from hawkeye.compress.export import (
 )
 from hawkeye.compress.quantizers import Quantization
 from hawkeye.config import QuantizeConfig
-from hawkeye.errors import ConfigError, ExportError, MissingExtraError, ModelError
+from hawkeye.errors import ExportError, MissingExtraError, ModelError
 from hawkeye.keys import ENOUGH, PARITY_PICTURES
 from hawkeye.progress import Task, progress, say
-from hawkeye.runtime.core import core
 
 os.environ.setdefault("NNCF_CI", "1")  # the one switch that keeps NNCF from sending usage statistics
 try:
@@ -54,27 +53,20 @@ def calibrate(source: Artifact, config: QuantizeConfig, pictures: Sequence[Path]
     """Quantize an exported detector to INT8, as OpenVINO IR and as Q/DQ ONNX with the same integers.
 
     Args:
-        source: an artefact with ONNX and OpenVINO files.
+        source: an artefact with ONNX and OpenVINO files, whose input `check_input` has seen.
         config: settings.
         pictures: at least 10 training pictures.
         out: folder that everything is written to.
         key: of the work.
 
     Raises:
-        ModelError: the artefact is not exported, or takes pictures of another layout than RGB planes.
-        ConfigError: another imgsz than the export's.
         ExportError: a convolution was not quantized, the decode was, or the files disagree.
     """
     started = time.perf_counter()
-    spec = source.spec
-    if config.imgsz not in (None, spec.imgsz):
-        raise ConfigError("the export has another input size", got=config.imgsz, expected=spec.imgsz,
-                          mend="export at that size first")  # fmt: skip
-    model = core().read_model(str(source.path("openvino")))
-    graph = onnx.load(source.path("onnx"))
-    check_input(model)
     if (done := artifact.reuse(out, key)) is not None:
         return done
+    spec, graph = source.spec, onnx.load(source.path("onnx"))
+    model = quantizers.read_ir(source.path("openvino"))
     warnings, bits = cpu_notes(len(pictures), config.weight_bits)
     for line in warnings:
         say(f"Warning: {line}")

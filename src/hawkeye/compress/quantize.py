@@ -21,13 +21,16 @@ from numpy.typing import NDArray
 
 from hawkeye import artifact, keys
 from hawkeye.artifact import Artifact, Format, digest
-from hawkeye.compress.calibrate import calibrate, write_int8
+from hawkeye.compress.calibrate import calibrate, check_input, write_int8
+from hawkeye.compress.device import claim
+from hawkeye.compress.diagnose import find_parent
 from hawkeye.compress.export import canvas_of, openvino_infer
 from hawkeye.compress.int8_checks import CONFIDENT, distance
 from hawkeye.compress.quantizers import Quantization, load, read_ir
 from hawkeye.config import EvaluateConfig, QuantizeConfig
 from hawkeye.data import sample, training_images
 from hawkeye.detections import Detections
+from hawkeye.errors import ConfigError, ModelError
 from hawkeye.evaluate import Truth, coco_map, detect_all
 from hawkeye.progress import say
 from hawkeye.records import RuntimeName
@@ -55,19 +58,37 @@ def quantize(source: Artifact, config: QuantizeConfig, *, out: Path) -> Artifact
 
     Raises:
         DataError: fewer than 10 calibration pictures.
-        ModelError: the artefact is not exported.
-        ConfigError: another imgsz than the export's.
+        ModelError: the artefact is not exported, is INT8 already, or takes pictures in another layout than RGB planes.
+        ConfigError: another imgsz than the export's, or a GPU is asked for and there is none.
         ExportError: a convolution was not quantized, the decode was, or PyTorch and the two files disagree.
     """
+    if source.stage == "quantize":
+        raise _int8_already(source)
     source.path("openvino"), source.path("onnx")
+    if config.imgsz not in (None, source.spec.imgsz):
+        raise ConfigError("the export has another input size", got=config.imgsz, expected=source.spec.imgsz,
+                          mend="export at that size first")  # fmt: skip
+    check_input(read_ir(source.path("openvino")))
     pictures, held, key = keys.quantize(source.sha256, config)
     if (done := artifact.reuse(out, key)) is not None:
         return done
     if config.mode != "ptq":
         source.path("pytorch")
+        claim(config.device)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # set by torchrun
         return _with_others(source, config, pictures, held, out, key)
     return _alone(source, config, pictures, held, out, key)
+
+
+def _int8_already(source: Artifact) -> ModelError:
+    """The error that names what should have been given."""
+    try:
+        mend = f"name {find_parent(source).root}"
+    except ModelError:
+        mend = "name the folder that `hawkeye export` wrote"
+    return ModelError(f"{source.root} is INT8 already", got=f"{source.name}, of the stage quantize",
+                      expected=f"the float artefact {str(source.parent_sha256)[:12]}, of the stage export",
+                      mend=mend)  # fmt: skip
 
 
 def _alone(source: Artifact, config: QuantizeConfig, pictures: Sequence[Path], held: tuple[list[Path], list[Path]],
