@@ -31,7 +31,7 @@ from hawkeye.compress.export import (
 from hawkeye.compress.quantizers import Quantization
 from hawkeye.config import QuantizeConfig
 from hawkeye.errors import ExportError, MissingExtraError, ModelError
-from hawkeye.keys import ENOUGH, PARITY_PICTURES
+from hawkeye.keys import ENOUGH, PARITY_PICTURES, pictures_digest
 from hawkeye.progress import Task, progress, say
 
 os.environ.setdefault("NNCF_CI", "1")  # the one switch that keeps NNCF from sending usage statistics
@@ -76,7 +76,8 @@ def calibrate(source: Artifact, config: QuantizeConfig, pictures: Sequence[Path]
         seconds = round(time.perf_counter() - clock, 2)
     # NNCF takes the mean of each picture's extremes, and what lies beyond is cut off.
     quantization = quantizers.read(model, graph).widened(config.margin)
-    details = {"calibration_images": len(pictures), "calibration_seconds": seconds, "warnings": warnings,
+    details = {"calibration_images": len(pictures), "calibration_digest": pictures_digest(pictures),
+               "calibration_seconds": seconds, "warnings": warnings,
                "weight_bits": bits, "weight_scales": "by channel" if config.per_channel else "by layer"}  # fmt: skip
     return write_int8(source, model, quantization, pictures, config, details, out=out, key=key, started=started)
 
