@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ for _package in ("ultralytics", "lightning_fabric", "onnx", "onnxruntime", "open
 
 from hawkeye import keys  # noqa: E402
 from hawkeye.artifact import Artifact  # noqa: E402
-from hawkeye.compress import calibrate, quantizers  # noqa: E402
+from hawkeye.compress import calibrate, quantizers, training  # noqa: E402
 from hawkeye.compress.quantize import quantize  # noqa: E402
 from hawkeye.config import QuantizeConfig  # noqa: E402
 from hawkeye.data import load_dataset  # noqa: E402
@@ -41,6 +42,18 @@ def test_a_tiny_network_through_calibration_training_and_export(after_qat, tiny_
     assert after_qat.path("onnx").is_file()
     assert not (after_qat.root / "steps").exists()
     assert not list(after_qat.root.glob("training/*"))
+
+
+def test_training_that_gives_up_tells_a_true_story(tiny_exported, tiny_scenes, tmp_path, monkeypatch):
+    """What was tried in float on the way is not in what is kept."""
+    calls, update = [], training._Loop.update
+    monkeypatch.setattr(training._Loop, "update", lambda *args: (calls.append(update(*args)), math.nan)[1])
+    made = quantize(tiny_exported, settings(tiny_scenes, steps=20), out=tmp_path / "out")
+    step = made.details["story"][2]
+    assert (step["step"], step["float_layers"], len(calls)) == ("qat", [], 4)
+    assert "in float" not in step["why"]
+    assert "broke down a fourth time" in step["why"]
+    assert made.details["kept"] == "ptq"
 
 
 def test_auto_goes_on_while_the_gate_is_missed(tiny_exported, tiny_scenes, tmp_path):

@@ -210,7 +210,7 @@ class _Story:
         if told["excluded"]:
             why += "; left in float: " + ", ".join(f"{item['node']} ({item['why']})" for item in told["excluded"])
         if told["gave_up"]:
-            why += "; it broke down three times, so this is calibration's result"
+            why += "; it broke down a fourth time, after three roll-backs, so this is calibration's result"
         step = self._step("qat", why, made, quantization, base=ptq.made)
         self._state.unlink(missing_ok=True)
         return step
