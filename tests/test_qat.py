@@ -344,7 +344,10 @@ def test_sensitivity_orders_layers_by_what_float_would_gain(tiny_exported, recor
         (("avx2", "fma"), None, 7, "7 bits"),
         (("avx2", "fma"), 8, 8, "may overflow"),
         (("avx2", "avx_vnni"), 7, 7, None),
-        ((), None, 8, None),
+        (("asimd", "asimddp", "i8mm"), None, 8, None),
+        (("asimd",), None, 7, "7 bits"),
+        ((), None, 8, "does not tell the CPU's instruction sets: weights get 8 bits"),
+        ((), 7, 7, None),
     ],
 )
 def test_cpus_without_vnni_get_seven_bits_or_a_warning(monkeypatch, sets, asked, bits, told):

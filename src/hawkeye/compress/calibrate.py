@@ -199,10 +199,15 @@ def cpu_notes(pictures: int, bits: int | None) -> tuple[list[str], int]:
     if pictures < ENOUGH:
         found.append(f"{pictures} calibration pictures; {ENOUGH} or more give steadier ranges")
     sets = environment.instruction_sets()
-    if not sets or {"avx512_vnni", "avx_vnni", "amx_int8"} & set(sets):
+    if set(environment.INT8_SETS) & set(sets):
         return found, bits or 8
-    # Without VNNI two products are added in 16 bits, which 8 bits times 8 bits can overflow.
-    found.append("this CPU has no VNNI: INT8 gains little speed here" + (
+    if not sets:
+        if bits is None:
+            found.append("this system does not tell the CPU's instruction sets: weights get 8 bits; where it has no "
+                         "VNNI sums of products may overflow, which weight_bits = 7 in a recipe prevents")  # fmt: skip
+        return found, bits or 8
+    # Without them two products are added in 16 bits, which 8 bits times 8 bits can overflow.
+    found.append("this CPU has no VNNI, nor ARM's dot product: INT8 gains little speed here" + (
         ", and sums of products may overflow with 8-bit weights" if bits == 8 else
         "; weights get 7 bits, so that sums of products cannot overflow"))  # fmt: skip
     return found, bits or 7
