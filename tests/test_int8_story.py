@@ -37,6 +37,8 @@ def test_a_tiny_network_through_calibration_training_and_export(after_qat, tiny_
     assert told["int8_convolutions"] == told["convolutions"] - 1
     pairs = [told["agreement"][pair]["mean_score"] for pair in ("openvino - onnx", "torch - openvino", "torch - onnx")]
     assert max(pairs) < calibrate.AGREEMENT
+    assert all(pair["mean_box_px"] < 64 * calibrate.BOX_AGREEMENT for pair in told["agreement"].values())
+    assert not any("not shown that they agree" in line for line in told["warnings"])
     assert after_qat.name == "original+int8"
     assert after_qat.path("openvino").is_file()
     assert after_qat.path("onnx").is_file()

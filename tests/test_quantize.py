@@ -18,9 +18,9 @@ import onnx  # noqa: E402
 import tiny_detector  # noqa: E402
 from hawkeye.artifact import Artifact  # noqa: E402
 from hawkeye.cli import run  # noqa: E402
+from hawkeye.compress import calibrate, yolo  # noqa: E402
 from hawkeye.compress import int8_checks as checks  # noqa: E402
 from hawkeye.compress import quantize as qu  # noqa: E402
-from hawkeye.compress import yolo  # noqa: E402
 from hawkeye.compress.export import INPUT, export, onnx_infer, openvino_infer  # noqa: E402
 from hawkeye.compress.original import import_original  # noqa: E402
 from hawkeye.compress.quantizers import load  # noqa: E402
@@ -250,6 +250,33 @@ def test_distance_looks_only_where_something_is_seen():
     b[0, 4, 0], b[0, 0, 0], b[0, 5, 1] = 0.8, 3.0, 0.1
     assert checks.distance(a, b) == {"candidates": 1, "mean_score": 0.8, "mean_box_px": 3.0}
     assert checks.distance(a, a)["mean_score"] is None
+    assert np.isnan(checks.distance(np.full_like(a, np.nan), b)["mean_score"])
+
+
+@pytest.mark.parametrize(
+    ("score", "box", "refused"),
+    [
+        (0.02, 2.1, None),
+        (0.02, 6.5, "mean_box_px at most 6.4"),
+        (0.09, 0.1, "mean_score at most 0.08"),
+        (0.0, float("nan"), "mean_box_px"),
+        (None, None, None),
+    ],
+)
+def test_runtimes_must_agree_in_scores_and_boxes(score, box, refused):
+    found = {"openvino - onnx": {"candidates": 3, "mean_score": score, "mean_box_px": box}}
+    if refused is None:
+        calibrate.check_agreement(found, 640)
+    else:
+        with pytest.raises(ExportError, match=rf"openvino and onnx(.|\n)*{refused}"):
+            calibrate.check_agreement(found, 640)
+
+
+def test_agreement_that_is_not_shown_is_a_warning(int8):
+    """An untrained network is sure of nothing."""
+    assert {pair["candidates"] for pair in int8.details["agreement"].values()} == {0}
+    assert any("not shown that they agree" in line for line in int8.details["warnings"])
+    assert int8.details["agreement_limit"] == {"mean_score": 0.08, "mean_box_px": 0.64, "confident": 0.25}
 
 
 @pytest.mark.realdata
