@@ -16,7 +16,7 @@ import onnx  # noqa: E402
 import openvino  # noqa: E402
 from openvino import opset13  # noqa: E402
 
-from hawkeye.compress import calibrate, fake_quantize, int8_checks, qat, quantizers, yolo  # noqa: E402
+from hawkeye.compress import calibrate, fake_quantize, int8_checks, qat, quantizers, training, yolo  # noqa: E402
 from hawkeye.compress.fake_quantize import FakeQuantize  # noqa: E402
 from hawkeye.compress.quantize import quantize  # noqa: E402
 from hawkeye.compress.sensitivity import sensitivity  # noqa: E402
@@ -253,6 +253,23 @@ def test_frozen_ranges_do_not_move(tiny_exported, record, tiny_scenes, tmp_path)
         assert after.activations[node].scale == pytest.approx(activation.scale, rel=1e-6)
     for node, conv in record.convolutions.items():
         np.testing.assert_allclose(after.convolutions[node].scale, conv.scale, rtol=1e-6)
+
+
+def test_the_average_takes_ranges_over_as_they_are(tiny_exported, record, tiny_scenes, tmp_path, monkeypatch):
+    """An average of scales is the scale of none of the networks that were averaged."""
+    apart, seen, follow = set(), [], training._Loop._follow
+
+    def watched(loop):
+        follow(loop)
+        slow, fast = loop.average.state_dict(), loop.raw.state_dict()
+        apart.update(name for name in fast if not torch.equal(slow[name], fast[name]))
+        seen.append({name: value.clone() for name, value in fast.items() if name.endswith(".gain")})
+
+    monkeypatch.setattr(training._Loop, "_follow", watched)
+    trained(tiny_exported, record, tiny_scenes, tmp_path, steps=3)
+    assert any(not torch.equal(seen[0][name], seen[-1][name]) for name in seen[0])  # they do move
+    assert any(name.endswith("weight.original") for name in apart)
+    assert not apart & seen[0].keys()
 
 
 def breaking(steps):
