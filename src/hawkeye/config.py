@@ -344,4 +344,6 @@ def config_error(error: ValidationError, summary: str = "a setting cannot be use
             lines.append(f"{where}: unknown key")
         else:
             lines.append(f"{where}: {item['msg']} (got {item.get('input')!r})")
-    return ConfigError(summary, got="; ".join(lines), mend="see `hawkeye COMMAND --help`")
+    return ConfigError(
+        summary, got="; ".join(lines), mend="correct it; the command's --help says what each setting takes"
+    )

@@ -178,7 +178,7 @@ def quantize(
     out: Out,
     data: Data = None,
     images: Images = None,
-    mode: Int8 = None,
+    mode: Annotated[Int8, Parameter(name=("--mode", "--int8"))] = None,
     samples: Annotated[int | None, about(QuantizeConfig, "samples")] = None,
     budget: Annotated[str | None, about(QuantizeConfig, "budget")] = None,
     imgsz: OwnSize = None,
