@@ -95,6 +95,25 @@ def test_bad_input_ends_with_2_and_one_message(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_quantize_takes_the_mode_by_the_name_that_optimize_has_for_it(capsys: Any) -> None:
+    for option in ("--mode", "--int8"):
+        assert cli.run(["quantize", "nowhere", "--out", "o", option, "magic"]) == 2
+        assert "magic" in capsys.readouterr().err
+        assert cli.run(["quantize", "nowhere", "--out", "o", option, "qat"]) == 2
+        assert "not a model that this command takes" in capsys.readouterr().err
+    assert cli.run(["quantize", "--help"]) == 0
+    assert "further only while accuracy is missed" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("command", ["quantize", "diagnose", "inspect"])
+def test_the_folder_of_a_run_is_answered_with_the_folders_below_it(command: str, tmp_path: Path, capsys: Any) -> None:
+    for part in ("3-export/pruned", "4-quantize/pruned"):
+        write_bytes(tmp_path / "run" / part / "artifact.json", b"{}")
+    options = {"quantize": ["--out", str(tmp_path / "o")], "diagnose": ["--data", "d.yaml"], "inspect": []}[command]
+    assert cli.run([command, str(tmp_path / "run"), *options]) == 2
+    assert "name a folder below it, such as 3-export/pruned, 4-quantize/pruned" in capsys.readouterr().err
+
+
 def test_a_recipe_is_read_and_options_replace_what_it_says(tmp_path: Path) -> None:
     write_bytes(tmp_path / "m.pt", b"weights")
     write_bytes(tmp_path / "p" / "a.png", cv2.imencode(".png", np.zeros((8, 8, 3), np.uint8))[1].tobytes())
@@ -108,6 +127,7 @@ def test_a_recipe_is_read_and_options_replace_what_it_says(tmp_path: Path) -> No
     (tmp_path / "r.toml").write_text("[prune]\nflop = 0.5\n")
     done = hawkeye("optimize", "--config", "r.toml", "--out", "o", cwd=tmp_path)
     assert (done.returncode, "prune.flop: unknown key" in done.stderr) == (2, True)
+    assert "COMMAND" not in done.stderr
 
 
 def _result(passed: bool | None, *, finished: bool = True) -> RunResult:

@@ -102,6 +102,27 @@ def test_pictures_of_another_brightness_are_told(made, tmp_path):
     assert found["spread"]["calibration"]["pictures"] == int8.details["calibration_images"]
 
 
+def test_other_pictures_than_those_calibrated_on_are_told(made, tmp_path, capsys):
+    """One that differs; and too few, where the rest of the work is not lost."""
+    data, _, int8 = made
+    shutil.copytree(data.parent, tmp_path / "scenes")
+    copied = tmp_path / "scenes" / "data.yaml"
+    first, *_, last = load_dataset(copied).split("train")
+    first.rename(first.with_name("renamed" + first.suffix))  # the same pictures, in another order
+    same = diagnose(int8, data=copied, samples=4)
+    assert not any("other pictures" in line or "unknown" in line for line in same["advice"])
+    cv2.imwrite(str(last), 255 - cv2.imread(str(last)))
+    changed = diagnose(int8, data=copied, samples=4)
+    assert any("calibrated on other pictures" in line for line in changed["advice"])
+    assert changed["spread"]["calibration"]["pictures"] == 14
+    for path in load_dataset(copied).split("train")[9:]:
+        path.unlink()
+    assert run(["diagnose", str(int8.root), "--data", str(copied), "--samples", "4"]) == 0
+    printed = capsys.readouterr().out
+    assert "OpenVINO INT8" in printed
+    assert "calibration pictures are unknown: too few pictures to calibrate on" in printed
+
+
 class OfBgr(module._Swapped):
     """Finds nothing in pictures that are redder than blue."""
 
@@ -153,6 +174,6 @@ def test_the_command_prints_a_table_and_advice(made, capsys):
     assert "OpenVINO INT8" in printed
     assert "calibration (" in printed
     assert "\n- " in printed
-    for wrong in (["--samples", "0"], ["--data", "nowhere.yaml"]):
+    for wrong in (["--samples", "0"], ["--data", "nowhere.yaml"], ["--images", "nowhere"]):
         assert run(["diagnose", str(int8.root), "--data", str(data), *wrong]) == 2
     assert run(["diagnose", str(int8.path("onnx")), "--data", str(data)]) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -15,11 +16,13 @@ for _package in ("ultralytics", "lightning_fabric", "onnx", "onnxruntime", "open
 
 from hawkeye import keys  # noqa: E402
 from hawkeye.artifact import Artifact  # noqa: E402
-from hawkeye.compress import calibrate, quantizers  # noqa: E402
+from hawkeye.compress import calibrate, quantizers, sensitivity, training  # noqa: E402
+from hawkeye.compress import quantize as module  # noqa: E402
 from hawkeye.compress.quantize import quantize  # noqa: E402
 from hawkeye.config import QuantizeConfig  # noqa: E402
 from hawkeye.data import load_dataset  # noqa: E402
 from hawkeye.errors import DataError  # noqa: E402
+from hawkeye.report_text import quantization_step  # noqa: E402
 from tiny_detector import settings  # noqa: E402
 
 pytestmark = pytest.mark.compress
@@ -33,14 +36,30 @@ def after_qat(tiny_exported, tiny_scenes, tmp_path_factory):
 def test_a_tiny_network_through_calibration_training_and_export(after_qat, tiny_exported):
     told = after_qat.details
     assert [step["step"] for step in told["story"]] == ["float", "ptq", "qat", "kept"]
+    assert "latency_ratio" not in told["story"][1]
+    assert f"{told['story'][2]['latency_ratio']:.2f} times calibration's" in quantization_step(told["story"][2])
     assert told["int8_convolutions"] == told["convolutions"] - 1
     pairs = [told["agreement"][pair]["mean_score"] for pair in ("openvino - onnx", "torch - openvino", "torch - onnx")]
     assert max(pairs) < calibrate.AGREEMENT
+    assert all(pair["mean_box_px"] < 64 * calibrate.BOX_AGREEMENT for pair in told["agreement"].values())
+    assert not any("not shown that they agree" in line for line in told["warnings"])
     assert after_qat.name == "original+int8"
     assert after_qat.path("openvino").is_file()
     assert after_qat.path("onnx").is_file()
     assert not (after_qat.root / "steps").exists()
     assert not list(after_qat.root.glob("training/*"))
+
+
+def test_training_that_gives_up_tells_a_true_story(tiny_exported, tiny_scenes, tmp_path, monkeypatch):
+    """What was tried in float on the way is not in what is kept."""
+    calls, update = [], training._Loop.update
+    monkeypatch.setattr(training._Loop, "update", lambda *args: (calls.append(update(*args)), math.nan)[1])
+    made = quantize(tiny_exported, settings(tiny_scenes, steps=20), out=tmp_path / "out")
+    step = made.details["story"][2]
+    assert (step["step"], step["float_layers"], len(calls)) == ("qat", [], 4)
+    assert "in float" not in step["why"]
+    assert "broke down a fourth time" in step["why"]
+    assert made.details["kept"] == "ptq"
 
 
 def test_auto_goes_on_while_the_gate_is_missed(tiny_exported, tiny_scenes, tmp_path):
@@ -57,6 +76,47 @@ def test_auto_goes_on_while_the_gate_is_missed(tiny_exported, tiny_scenes, tmp_p
     best = max((s for s in story if "distance" in s), key=lambda s: (s["fidelity"], -s["distance"]))
     assert made.details["kept"] == best["step"]
     assert story[0]["fidelity"] == pytest.approx(1.0, abs=0.01)
+
+
+def test_a_layer_that_costs_too_much_time_in_float_stays_int8(tiny_exported, tiny_scenes, tmp_path, monkeypatch):
+    monkeypatch.setattr(sensitivity, "latencies_ms", lambda files, spec: [2.4 if "float-" in str(path) else 2.0
+                                                                          for path in files])  # fmt: skip
+    monkeypatch.setattr("hawkeye.compress.quantize._TRIES", 2)
+    config = settings(tiny_scenes, mode="auto", steps=1, checks=1, max_drop=-100.0, max_slowdown=1.1)
+    made = quantize(tiny_exported, config, out=tmp_path / "out")
+    first, second = (step for step in made.details["story"] if step["step"] == "float layers")
+    for step in (first, second):
+        assert "stays INT8: in float the network takes 1.20 times as long, more than 1.1" in step["why"]
+        assert step["latency_ms"] == 2.4
+        assert "float_layers" not in step
+    assert first["why"] != second["why"]
+    assert made.details["float_layers"] == []
+    assert made.details["kept"] in ("ptq", "qat")
+    why = made.details["story"][-1]["why"]
+    assert (
+        "are lost on training pictures, more than -100" in why or "no more than -100 points could not be shown" in why
+    )
+
+
+@pytest.mark.parametrize(
+    ("kept", "told"),
+    [
+        ("qat", "the best on the held-out pictures; that it loses no more than 0.5 points could not be shown"),
+        ("ptq", "ptq was as good as or better than what came after it; 1.25 points are lost on training pictures, more "
+                "than 0.5"),
+    ],
+)  # fmt: skip
+def test_a_gate_that_is_not_shown_to_be_met_is_told(tiny_exported, tiny_scenes, tmp_path, kept, told):
+    config = QuantizeConfig(mode="auto", data=tiny_scenes)
+    key = keys.quantize(tiny_exported.sha256, config)
+    story = module._Story(tiny_exported, config, *key[:2], tmp_path, key[2])
+    made = tiny_exported.model_copy(update={"details": {}})
+    made._root = tiny_exported.root
+    ptq = module.Step("ptq", made, None, {"fidelity": 0.9, "distance": 0.1, "judged_drop": 1.25})
+    qat = module.Step("qat", made, None, {"fidelity": 0.95 if kept == "qat" else 0.8, "distance": 0.05})
+    result = story._finish([ptq, ptq, qat], "the best on the held-out pictures", gate=True)
+    assert result.details["kept"] == kept
+    assert told in result.details["story"][-1]["why"]
 
 
 def test_too_few_pictures_beside_those_set_aside_are_an_error(tiny_exported, tiny_scenes, tmp_path):

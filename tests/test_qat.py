@@ -16,7 +16,7 @@ import onnx  # noqa: E402
 import openvino  # noqa: E402
 from openvino import opset13  # noqa: E402
 
-from hawkeye.compress import calibrate, fake_quantize, int8_checks, qat, quantizers, yolo  # noqa: E402
+from hawkeye.compress import calibrate, fake_quantize, int8_checks, qat, quantizers, training, yolo  # noqa: E402
 from hawkeye.compress.fake_quantize import FakeQuantize  # noqa: E402
 from hawkeye.compress.quantize import quantize  # noqa: E402
 from hawkeye.compress.sensitivity import sensitivity  # noqa: E402
@@ -255,6 +255,23 @@ def test_frozen_ranges_do_not_move(tiny_exported, record, tiny_scenes, tmp_path)
         np.testing.assert_allclose(after.convolutions[node].scale, conv.scale, rtol=1e-6)
 
 
+def test_the_average_takes_ranges_over_as_they_are(tiny_exported, record, tiny_scenes, tmp_path, monkeypatch):
+    """An average of scales is the scale of none of the networks that were averaged."""
+    apart, seen, follow = set(), [], training._Loop._follow
+
+    def watched(loop):
+        follow(loop)
+        slow, fast = loop.average.state_dict(), loop.raw.state_dict()
+        apart.update(name for name in fast if not torch.equal(slow[name], fast[name]))
+        seen.append({name: value.clone() for name, value in fast.items() if name.endswith(".gain")})
+
+    monkeypatch.setattr(training._Loop, "_follow", watched)
+    trained(tiny_exported, record, tiny_scenes, tmp_path, steps=3)
+    assert any(not torch.equal(seen[0][name], seen[-1][name]) for name in seen[0])  # they do move
+    assert any(name.endswith("weight.original") for name in apart)
+    assert not apart & seen[0].keys()
+
+
 def breaking(steps):
     """Wraps a loss so that it is not a number at some of its calls."""
     calls = iter(range(10**6))
@@ -303,6 +320,8 @@ def test_a_killed_training_goes_on_to_the_same_end(tiny_exported, coarse, tiny_s
     again, after = trained(tiny_exported, coarse, tiny_scenes, tmp_path, steps=6, save_every=0.0)
     assert [c["held_out"] for c in after["curve"]] == pytest.approx([c["held_out"] for c in told["curve"]], rel=1e-4)
     assert [n for n, a in again.activations.items() if a.on] == [n for n, a in whole.activations.items() if a.on]
+    assert len(told["excluded"]) == 1
+    assert after["excluded"] == told["excluded"]
 
 
 def test_the_map_that_is_not_finite_is_the_one_to_blame(float_network, record):
@@ -320,7 +339,7 @@ def test_the_map_that_is_not_finite_is_the_one_to_blame(float_network, record):
 def test_training_that_never_holds_gives_calibrations_result_back(tiny_exported, record, tiny_scenes, tmp_path):
     after, told = trained(tiny_exported, record, tiny_scenes, tmp_path, steps=20, change=breaking(range(10**6)))
     assert told["gave_up"]
-    assert len(told["excluded"]) == 4
+    assert told["excluded"] == []  # of what is kept
     assert after is record
 
 
@@ -342,7 +361,10 @@ def test_sensitivity_orders_layers_by_what_float_would_gain(tiny_exported, recor
         (("avx2", "fma"), None, 7, "7 bits"),
         (("avx2", "fma"), 8, 8, "may overflow"),
         (("avx2", "avx_vnni"), 7, 7, None),
-        ((), None, 8, None),
+        (("asimd", "asimddp", "i8mm"), None, 8, None),
+        (("asimd",), None, 7, "7 bits"),
+        ((), None, 8, "does not tell the CPU's instruction sets: weights get 8 bits"),
+        ((), 7, 7, None),
     ],
 )
 def test_cpus_without_vnni_get_seven_bits_or_a_warning(monkeypatch, sets, asked, bits, told):

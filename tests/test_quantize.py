@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import cv2
 import numpy as np
@@ -15,10 +16,11 @@ for _package in ("ultralytics", "onnx", "onnxruntime", "openvino", "nncf"):
 import onnx  # noqa: E402
 
 import tiny_detector  # noqa: E402
+from hawkeye.artifact import Artifact  # noqa: E402
 from hawkeye.cli import run  # noqa: E402
+from hawkeye.compress import calibrate, yolo  # noqa: E402
 from hawkeye.compress import int8_checks as checks  # noqa: E402
 from hawkeye.compress import quantize as qu  # noqa: E402
-from hawkeye.compress import yolo  # noqa: E402
 from hawkeye.compress.export import INPUT, export, onnx_infer, openvino_infer  # noqa: E402
 from hawkeye.compress.original import import_original  # noqa: E402
 from hawkeye.compress.quantizers import load  # noqa: E402
@@ -178,12 +180,68 @@ def test_no_pictures_are_an_error(exported, mode, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_other_size_and_unexported_source_are_errors(exported, pictures, tmp_path):
-    with pytest.raises(ConfigError, match="another input size"):
-        qu.quantize(exported, QuantizeConfig(mode="ptq", images=pictures, imgsz=96), out=tmp_path / "a")
+def test_unexported_source_is_an_error(exported, pictures, tmp_path):
     original = import_original(exported.path("pytorch"), imgsz=64, out=tmp_path / "original")
     with pytest.raises(ModelError, match="no openvino file"):
         qu.quantize(original, QuantizeConfig(mode="ptq", images=pictures), out=tmp_path / "b")
+
+
+@pytest.mark.parametrize("mode", ["auto", "ptq", "qat"])
+def test_int8_is_not_quantized_again(exported, int8, pictures, mode, tmp_path, capsys):
+    shutil.copytree(int8.root, tmp_path / "4-quantize" / "original")
+    with pytest.raises(ModelError, match=f"{exported.sha256[:12]}, of the stage export"):
+        qu.quantize(Artifact.load(tmp_path / "4-quantize" / "original"), QuantizeConfig(images=pictures, mode=mode),
+                    out=tmp_path / "out")  # fmt: skip
+    shutil.copytree(exported.root, tmp_path / "3-export" / "original")
+    arguments = ["--mode", mode, "--images", str(pictures), "--out", str(tmp_path / "out")]
+    assert run(["quantize", str(tmp_path / "4-quantize" / "original"), *arguments]) == 2
+    assert f"name {tmp_path}/3-export/original" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def picture_last(exported, folder):
+    """A copy of an export whose OpenVINO file takes (1, H, W, 3)."""
+    import openvino
+    from openvino.preprocess import PrePostProcessor
+
+    shutil.copytree(exported.root, folder)
+    process = PrePostProcessor(core().read_model(exported.path("openvino")))
+    process.input().tensor().set_layout(openvino.Layout("NHWC"))
+    process.input().model().set_layout(openvino.Layout("NCHW"))
+    openvino.save_model(process.build(), folder / exported.files["openvino"].path, compress_to_fp16=False)
+    return Artifact.load(folder)
+
+
+@pytest.mark.parametrize("mode", ["auto", "ptq"])
+def test_what_does_not_fit_is_told_before_any_work(exported, pictures, mode, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    config, out = QuantizeConfig(mode=mode, images=pictures), tmp_path / "out"
+    with pytest.raises(ConfigError, match="another input size"):
+        qu.quantize(exported, config.with_(imgsz=96), out=out)
+    with pytest.raises(ModelError, match="another order of channels"):
+        qu.quantize(picture_last(exported, tmp_path / "last"), config, out=out)
+    if mode != "ptq":  # which trains nothing
+        with pytest.raises(ConfigError, match="no GPU"):
+            qu.quantize(exported, config.with_(device="cuda"), out=out)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(("few", "told"), [(None, "no pictures to work on"), (9, "too few pictures to calibrate on")])
+def test_missing_pictures_are_told_before_the_export(exported, pictures, few, told, tmp_path, capsys):
+    arguments = [str(exported.path("pytorch")), "--out", str(tmp_path / "out")]
+    if few:
+        (tmp_path / "few").mkdir()
+        for path in sorted(pictures.iterdir())[:few]:
+            shutil.copy(path, tmp_path / "few")
+        arguments += ["--images", str(tmp_path / "few")]
+    assert run(["quantize", *arguments]) == 2
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "out" / "export").exists()
+
+
+def test_int8_cannot_be_exported_and_the_error_does_not_say_that_it_can(int8, tmp_path, capsys):
+    assert run(["export", str(int8.root), "--out", str(tmp_path / "out")]) == 2
+    assert "to mend it: name the artefact that it was made from" in capsys.readouterr().err
 
 
 def test_distance_looks_only_where_something_is_seen():
@@ -192,6 +250,33 @@ def test_distance_looks_only_where_something_is_seen():
     b[0, 4, 0], b[0, 0, 0], b[0, 5, 1] = 0.8, 3.0, 0.1
     assert checks.distance(a, b) == {"candidates": 1, "mean_score": 0.8, "mean_box_px": 3.0}
     assert checks.distance(a, a)["mean_score"] is None
+    assert np.isnan(checks.distance(np.full_like(a, np.nan), b)["mean_score"])
+
+
+@pytest.mark.parametrize(
+    ("score", "box", "refused"),
+    [
+        (0.02, 2.1, None),
+        (0.02, 6.5, "mean_box_px at most 6.4"),
+        (0.09, 0.1, "mean_score at most 0.08"),
+        (0.0, float("nan"), "mean_box_px"),
+        (None, None, None),
+    ],
+)
+def test_runtimes_must_agree_in_scores_and_boxes(score, box, refused):
+    found = {"openvino - onnx": {"candidates": 3, "mean_score": score, "mean_box_px": box}}
+    if refused is None:
+        calibrate.check_agreement(found, 640)
+    else:
+        with pytest.raises(ExportError, match=rf"openvino and onnx(.|\n)*{refused}"):
+            calibrate.check_agreement(found, 640)
+
+
+def test_agreement_that_is_not_shown_is_a_warning(int8):
+    """An untrained network is sure of nothing."""
+    assert {pair["candidates"] for pair in int8.details["agreement"].values()} == {0}
+    assert any("not shown that they agree" in line for line in int8.details["warnings"])
+    assert int8.details["agreement_limit"] == {"mean_score": 0.08, "mean_box_px": 0.64, "confident": 0.25}
 
 
 @pytest.mark.realdata

@@ -10,6 +10,7 @@ import pytest
 
 import tiny_ir
 from hawkeye import environment
+from hawkeye.cli import run
 from hawkeye.errors import ConfigError, InputError, ModelError
 from hawkeye.geometry import Letterbox
 from hawkeye.runtime import load_runtime, open_file
@@ -245,6 +246,13 @@ def test_unusable_models_say_why(tmp_path, break_it, message):
     break_it(folder)
     with pytest.raises(ModelError, match=message):
         Detector(folder, threads=1)
+
+
+def test_a_file_that_is_not_there_is_told_as_such(tmp_path, capsys):
+    assert run(["inspect", str(tmp_path / "nowhere.xml")]) == 2
+    told = capsys.readouterr().err
+    assert "there is no model" in told and "no such file" in told
+    assert "weights" not in told
 
 
 def test_wrong_requests(tmp_path):

@@ -120,8 +120,10 @@ class Artifact(Record):
             ModelError: the artefact has no such file.
         """
         if fmt not in self.files:
+            exportable = "pytorch" in self.files  # INT8 holds no checkpoint
             raise ModelError(f"{self.root} has no {fmt} file", got=sorted(self.files), expected=fmt,
-                             mend=f"run `hawkeye export {self.root}`")  # fmt: skip
+                             mend=f"run `hawkeye export {self.root}`" if exportable else
+                             "name the artefact that it was made from")  # fmt: skip
         return self._root / self.files[fmt].path
 
     @classmethod
@@ -135,8 +137,11 @@ class Artifact(Record):
         try:
             artifact = cls.model_validate_json(path.read_text())
         except OSError:
-            raise ModelError(f"{folder} is not a finished artefact", got=f"no {RECORD} there",
-                             mend="name the folder of a stage, or run that stage again") from None  # fmt: skip
+            below = sorted(p.parent.relative_to(folder).as_posix()
+                           for pattern in (f"*/{RECORD}", f"*/*/{RECORD}") for p in folder.glob(pattern))  # fmt: skip
+            mend = f"name a folder below it, such as {', '.join(below[:8])}" if below else \
+                "name the folder of a stage, or run that stage again"  # fmt: skip
+            raise ModelError(f"{folder} is not a finished artefact", got=f"no {RECORD} there", mend=mend) from None
         except ValidationError as error:
             raise ModelError(
                 f"{path} cannot be read", got=error.errors()[0]["msg"], mend="run its stage again"

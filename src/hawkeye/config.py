@@ -151,7 +151,8 @@ class QuantizeConfig(StageConfig):
     samples: Annotated[int, Field(ge=10)] = 300
     """Training pictures to calibrate on; fewer are used, with a warning, where there are fewer."""
     weight_bits: Literal[7, 8] | None = None
-    """Bits of weights; left out, 8 on CPUs with VNNI and 7 on others, where sums of products could overflow."""
+    """Bits of weights; left out, 8 on CPUs with VNNI or ARM's dot product, 7 on others, where sums of products could
+    overflow; 8 where the system does not tell, with a warning."""
     per_channel: bool = True
     """A scale for each output channel of a layer's weights; otherwise one for the layer."""
     margin: Annotated[float, Field(ge=1, le=4)] = 1.1
@@ -343,4 +344,6 @@ def config_error(error: ValidationError, summary: str = "a setting cannot be use
             lines.append(f"{where}: unknown key")
         else:
             lines.append(f"{where}: {item['msg']} (got {item.get('input')!r})")
-    return ConfigError(summary, got="; ".join(lines), mend="see `hawkeye COMMAND --help`")
+    return ConfigError(
+        summary, got="; ".join(lines), mend="correct it; the command's --help says what each setting takes"
+    )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hawkeye import environment
+from hawkeye.environment import INT8_SETS
 from hawkeye.errors import ModelError
 from hawkeye.progress import progress
 
@@ -24,7 +25,6 @@ _SPELLING = {
     "avx512_bf16": "AVX512-BF16", "amx_int8": "AMX-INT8", "amx_bf16": "AMX-BF16",
     "asimd": "NEON", "asimddp": "NEON dot product", "i8mm": "NEON INT8 matrix", "sve": "SVE", "bf16": "NEON BF16",
 }  # fmt: skip
-_INT8 = ("avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
 
 
 def examine(model: str | Path | None = None, *, threads: int = 0) -> dict[str, Any]:
@@ -131,9 +131,9 @@ def advice(found: dict[str, Any]) -> list[str]:
     said = []
     if not sets:
         said.append("This system does not tell the processor's instruction sets; let a measurement decide on INT8.")
-    elif sets & set(_INT8):
+    elif sets & set(INT8_SETS):
         said.append("INT8 pays here: the processor multiplies 8-bit numbers directly "
-                    f"({_spelled(name for name in _INT8 if name in sets)}). Use `hawkeye quantize`.")  # fmt: skip
+                    f"({_spelled(name for name in INT8_SETS if name in sets)}). Use `hawkeye quantize`.")  # fmt: skip
     else:
         said.append("INT8 gains little here: without VNNI 8-bit products take three instructions and may saturate, "
                     "so weights get 7 bits. Compare it with FP32 by `hawkeye benchmark` before using it.")  # fmt: skip
@@ -166,7 +166,7 @@ def _advice_on(model: dict[str, Any], sets: set[str], busy: bool) -> list[str]:
     if first["canvas"][0] == first["canvas"][1]:
         said.append("This file takes square pictures only, so four tenths of the work on a 1080p frame is on grey. The "
                     "OpenVINO IR that `hawkeye export` writes takes the frame's shape.")  # fmt: skip
-    if model["runtime"] == "openvino-f32" and sets & set(_INT8):
+    if model["runtime"] == "openvino-f32" and sets & set(INT8_SETS):
         said.append("This model is FP32: `hawkeye quantize` makes it two to three times as fast here.")
     if model["runtime"] == "onnxruntime":
         said.append("This is an ONNX file: its OpenVINO IR is usually faster, and can take other input sizes.")

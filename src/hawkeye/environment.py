@@ -16,6 +16,8 @@ _INSTRUCTION_SETS = (
     "avx2", "fma", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16",
     "asimd", "asimddp", "i8mm", "sve", "bf16",
 )  # fmt: skip
+# Those that multiply 8-bit numbers and add up the products in 32 bits in one step: INT8 pays, and cannot overflow.
+INT8_SETS = ("avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
 _CGROUPS = Path("/sys/fs/cgroup")
 _PACKAGES = (
     "hawkeye", "numpy", "opencv-python-headless", "openvino", "faster-coco-eval",

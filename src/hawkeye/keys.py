@@ -6,6 +6,7 @@ decides a stage's result is in its key; where the pictures lie is not.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,11 @@ def quantize(source_sha256: str, config: QuantizeConfig) -> tuple[list[Path], tu
                         mend="give --images a folder of typical pictures; they need no labels")  # fmt: skip
     content = content_digest(pictures if config.mode == "ptq" else [*labelled, *unlabelled, *held[0], *held[1]])
     return pictures, held, digest("quantize", source_sha256, settings(config, *without), content, __version__)
+
+
+def pictures_digest(pictures: Sequence[Path]) -> str:
+    """Hash of what pictures show: their names, labels and order are nothing to calibration."""
+    return digest(*sorted(file_sha256(path) for path in pictures))
 
 
 def settings(config: StageConfig, *without: str) -> dict[str, Any]:

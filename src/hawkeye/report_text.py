@@ -206,7 +206,8 @@ def quantization_step(step: dict[str, Any]) -> str:
     if "distance" in step:
         parts.append(f"mean score difference from float {step['distance']:.4f}")
     if "latency_ms" in step:
-        parts.append(f"{step['latency_ms']:.1f} ms")
+        ratio = f", {step['latency_ratio']:.2f} times calibration's" if "latency_ratio" in step else ""
+        parts.append(f"{step['latency_ms']:.1f} ms{ratio}")
     if step.get("float_layers"):
         parts.append(f"in float: {', '.join(step['float_layers'])}")
     return "; ".join(parts)

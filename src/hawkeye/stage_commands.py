@@ -178,7 +178,7 @@ def quantize(
     out: Out,
     data: Data = None,
     images: Images = None,
-    mode: Int8 = None,
+    mode: Annotated[Int8, Parameter(name=("--mode", "--int8"))] = None,
     samples: Annotated[int | None, about(QuantizeConfig, "samples")] = None,
     budget: Annotated[str | None, about(QuantizeConfig, "budget")] = None,
     imgsz: OwnSize = None,
@@ -197,6 +197,7 @@ def quantize(
                    seed=seed, device=device)  # fmt: skip
     source = _source(model, out, imgsz, "quantize")
     if "openvino" not in source.files:
+        load("hawkeye.keys").quantize("", config)  # pictures that are missing or too few, before the export's minute
         say("the model is not exported yet: exporting it first")
         settings = given(ExportConfig(), data=data, images=images, imgsz=imgsz)
         source = load("hawkeye.compress.export").export(source, settings, out=out / "export")

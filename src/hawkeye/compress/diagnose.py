@@ -15,8 +15,8 @@ from hawkeye import keys
 from hawkeye.artifact import RECORD, Artifact
 from hawkeye.compress.int8_checks import distance
 from hawkeye.config import EvaluateConfig, QuantizeConfig
-from hawkeye.data import load_dataset, read_image, read_labels, readable, sample
-from hawkeye.errors import HawkeyeError, ModelError
+from hawkeye.data import list_images, load_dataset, read_image, read_labels, readable, sample
+from hawkeye.errors import DataError, HawkeyeError, ModelError
 from hawkeye.evaluate import Matches, check_names, coco_map, detect_all, drop_interval, match
 from hawkeye.geometry import Letterbox
 from hawkeye.progress import progress
@@ -63,7 +63,7 @@ def diagnose(
     Returns:
         JSON-ready: stages (name, map50, map50_95, change in points and its 95 % interval, score_difference to the
         stage before), first_fall (the first stage that surely loses, or None), spread (None for a model that is not
-        quantized), and advice.
+        quantized, or whose calibration pictures are unknown), and advice.
 
     Raises:
         ModelError: the float artefact of a quantized one is not to be found.
@@ -73,6 +73,8 @@ def diagnose(
     check_names(dataset, model.spec.names)
     pictures = sample(readable(dataset.split("val"))[0], samples, seed)
     walk = _walk(model, original)
+    if images is not None:
+        list_images(images)  # that there is no such folder is to be told before the work
     config = EvaluateConfig(data=data)
     stages: list[dict[str, Any]] = []
     advice: list[str] = []
@@ -108,8 +110,12 @@ def diagnose(
                       f"{len(pictures)} pictures are too few to tell")  # fmt: skip
     spread = None
     if model.stage == "quantize":
-        spread = _spread(model, data, images, pictures)
-        advice += spread["differences"]
+        try:
+            spread = _spread(model, data, images, pictures)
+            advice += spread["differences"]
+        except DataError as error:  # it was calibrated on others than those named now
+            advice.append(f"the calibration pictures are unknown: {error.summary} in what is named now; name --data "
+                          "and --images as `hawkeye quantize` was given them")  # fmt: skip
         left = model.details.get("warnings", [])
         advice += [f"noted when it was made: {line}" for line in left]
     if not advice:
@@ -188,10 +194,14 @@ def _spread(model: Artifact, data: Path, images: Path | None, pictures: Sequence
     known = {key: value for key, value in model.config.items() if key in QuantizeConfig.model_fields}
     config = QuantizeConfig.build(**(known | {"data": data, "images": images}))
     calibration = keys.quantize(model.parent_sha256 or "", config)[0]
+    drawn = keys.pictures_digest(calibration)
     classes = len(model.spec.names)
     with progress("pictures", len(calibration) + len(pictures)) as task:
         a, b = (_look(group, classes, model.spec.imgsz, task.advance) for group in (calibration, pictures))
     differences = []
+    if model.details.get("calibration_digest", drawn) != drawn:  # older models do not tell
+        differences.append("it was calibrated on other pictures than would be chosen of those named now, which are "
+                           "compared here: name --data and --images as `hawkeye quantize` was given them")  # fmt: skip
     for what in ("brightness", "contrast"):
         x, y = a[what], b[what]
         apart = abs(x["mean"] - y["mean"]) / max(1e-9, ((x["sd"] ** 2 + y["sd"] ** 2) / 2) ** 0.5)

@@ -165,7 +165,8 @@ def executed_precisions(path: Path) -> Counter[str]:
 
 def distance(a: NDArray[np.float32], b: NDArray[np.float32]) -> dict[str, float | int | None]:
     """How far two raw outputs (N, 4 + nc, A) are apart where either sees an object; None where neither sees any."""
-    sure = np.maximum(a[:, 4:].max(1), b[:, 4:].max(1)) > CONFIDENT  # (N, A)
+    # Not maximum: what is NaN in one of them alone must not count as unseen.
+    sure = np.fmax(a[:, 4:].max(1), b[:, 4:].max(1)) > CONFIDENT  # (N, A)
     if not sure.any():
         return {"candidates": 0, "mean_score": None, "mean_box_px": None}
     gap = np.abs(a - b).transpose(0, 2, 1)[sure]  # (M, 4 + nc)

@@ -91,10 +91,11 @@ def train(
     exact = [name for name in model.state_dict() if name.endswith(".gain")]
     try:
         curve, best, start = fit_(model, lessons, rescue.watch(change(objective)), judge, settings, state=state,
-                                  title="quantization-aware training", exact=exact, rescue=rescue)  # fmt: skip
+                                  title="quantization-aware training", exact=exact, rescue=rescue,
+                                  notes=rescue.excluded)  # fmt: skip
     except DivergenceError as error:
         say(f"{error.summary}: calibration's result stays")
-        return quantization, told | {"gave_up": True, "excluded": rescue.excluded}
+        return quantization, told | {"gave_up": True, "excluded": []}  # what was tried in float is not in what is kept
     trained = fake_quantize.read_back(model.cpu(), quantization)
     kept = trained if best < start else quantization
     # The best may be older than what was tried last.
@@ -135,9 +136,7 @@ class _Rescue:
             say(f"the quantizer of {node} is taken out: {why}")
 
         def change(network: nn.Module) -> None:
-            # A resumed run knows what was taken out before from the network alone.
-            before = [n for n, q in fake_quantize.activation_quantizers(network, self.quantization).items() if not q.on]
-            fake_quantize.exclude_(network, self.quantization, [*before, *(item["node"] for item in self.excluded)])
+            fake_quantize.exclude_(network, self.quantization, [item["node"] for item in self.excluded])
 
         return change
 

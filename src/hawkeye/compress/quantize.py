@@ -21,13 +21,16 @@ from numpy.typing import NDArray
 
 from hawkeye import artifact, keys
 from hawkeye.artifact import Artifact, Format, digest
-from hawkeye.compress.calibrate import calibrate, write_int8
+from hawkeye.compress.calibrate import calibrate, check_input, write_int8
+from hawkeye.compress.device import claim
+from hawkeye.compress.diagnose import find_parent
 from hawkeye.compress.export import canvas_of, openvino_infer
 from hawkeye.compress.int8_checks import CONFIDENT, distance
 from hawkeye.compress.quantizers import Quantization, load, read_ir
 from hawkeye.config import EvaluateConfig, QuantizeConfig
 from hawkeye.data import sample, training_images
 from hawkeye.detections import Detections
+from hawkeye.errors import ConfigError, ModelError
 from hawkeye.evaluate import Truth, coco_map, detect_all
 from hawkeye.progress import say
 from hawkeye.records import RuntimeName
@@ -55,19 +58,37 @@ def quantize(source: Artifact, config: QuantizeConfig, *, out: Path) -> Artifact
 
     Raises:
         DataError: fewer than 10 calibration pictures.
-        ModelError: the artefact is not exported.
-        ConfigError: another imgsz than the export's.
+        ModelError: the artefact is not exported, is INT8 already, or takes pictures in another layout than RGB planes.
+        ConfigError: another imgsz than the export's, or a GPU is asked for and there is none.
         ExportError: a convolution was not quantized, the decode was, or PyTorch and the two files disagree.
     """
+    if source.stage == "quantize":
+        raise _int8_already(source)
     source.path("openvino"), source.path("onnx")
+    if config.imgsz not in (None, source.spec.imgsz):
+        raise ConfigError("the export has another input size", got=config.imgsz, expected=source.spec.imgsz,
+                          mend="export at that size first")  # fmt: skip
+    check_input(read_ir(source.path("openvino")))
     pictures, held, key = keys.quantize(source.sha256, config)
     if (done := artifact.reuse(out, key)) is not None:
         return done
     if config.mode != "ptq":
         source.path("pytorch")
+        claim(config.device)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # set by torchrun
         return _with_others(source, config, pictures, held, out, key)
     return _alone(source, config, pictures, held, out, key)
+
+
+def _int8_already(source: Artifact) -> ModelError:
+    """The error that names what should have been given."""
+    try:
+        mend = f"name {find_parent(source).root}"
+    except ModelError:
+        mend = "name the folder that `hawkeye export` wrote"
+    return ModelError(f"{source.root} is INT8 already", got=f"{source.name}, of the stage quantize",
+                      expected=f"the float artefact {str(source.parent_sha256)[:12]}, of the stage export",
+                      mend=mend)  # fmt: skip
 
 
 def _alone(source: Artifact, config: QuantizeConfig, pictures: Sequence[Path], held: tuple[list[Path], list[Path]],
@@ -131,13 +152,13 @@ class _Story:
             if not self._missed(steps[-1]):
                 return self._finish(steps, f"within {self.config.max_drop:g} points with some layers in float")
         steps.append(self._trained(steps[0]))
-        return self._finish(steps, "the best on the held-out pictures")
+        return self._finish(steps, "the best on the held-out pictures", gate=self.config.mode == "auto")
 
     def _calibrated(self) -> Step:
         key = digest("ptq", self.key)
         made = calibrate(self.source, self.config, self.pictures, out=self.out / "steps" / "ptq", key=key)
         quantization = load(made.path("openvino"), self.source.path("onnx"))
-        return self._step("ptq", "calibration alone", made, quantization, base=made)
+        return self._step("ptq", "calibration alone", made, quantization)
 
     def _with_float_layers(self, ptq: Step) -> Step:
         """The worst layers in float, one after another, while each helps and the latency allows."""
@@ -189,7 +210,7 @@ class _Story:
         if told["excluded"]:
             why += "; left in float: " + ", ".join(f"{item['node']} ({item['why']})" for item in told["excluded"])
         if told["gave_up"]:
-            why += "; it broke down three times, so this is calibration's result"
+            why += "; it broke down a fourth time, after three roll-backs, so this is calibration's result"
         step = self._step("qat", why, made, quantization, base=ptq.made)
         self._state.unlink(missing_ok=True)
         return step
@@ -198,12 +219,13 @@ class _Story:
         """Both files of a record of quantizers, made over calibration's."""
         ptq = Artifact.load(self.out / "steps" / "ptq")
         started = time.perf_counter()
-        kept = {name: ptq.details[name] for name in ("calibration_images", "calibration_seconds", "weight_bits",
-                                                     "weight_scales", "warnings")}  # fmt: skip
+        kept = {name: ptq.details[name] for name in ("calibration_images", "calibration_digest", "calibration_seconds",
+                                                     "weight_bits", "weight_scales", "warnings")}  # fmt: skip
         return write_int8(self.source, read_ir(ptq.path("openvino")), quantization, self.pictures, self.config,
                           kept | details, out=folder, key=digest(folder.name, self.key), started=started)  # fmt: skip
 
-    def _step(self, name: str, why: str, made: Artifact, quantization: Quantization, *, base: Artifact) -> Step:
+    def _step(self, name: str, why: str, made: Artifact, quantization: Quantization, *,
+              base: Artifact | None = None) -> Step:  # fmt: skip
         from hawkeye.compress.sensitivity import latencies_ms
 
         path = made.path("openvino")
@@ -211,7 +233,10 @@ class _Story:
         if name != "qat":  # which has learned from most of them
             found |= self._judge_widely(path, "openvino-int8")
         found["distance"] = self._distance(path)
-        found["latency_ms"] = round(latencies_ms([path, base.path("openvino")], made.spec)[0], 3)
+        own, *others = latencies_ms([path, *([base.path("openvino")] if base is not None else [])], made.spec)
+        found["latency_ms"] = round(own, 3)
+        for other in others:  # measured in turns: what another step took at another time tells nothing
+            found["latency_ratio"] = round(own / other, 3)
         found["float_layers"] = quantization.in_float()
         for figure, drop in (("map50", "drop"), ("judged_map50", "judged_drop")):
             if figure in found:
@@ -270,10 +295,20 @@ class _Story:
         self.told.append({"step": name, "why": why, **found})
         say(f"  {self.source.name}+int8, {quantization_step(self.told[-1])}")
 
-    def _finish(self, steps: Sequence[Step], why: str) -> Artifact:
+    def _gate(self, best: Step) -> str:
+        """What is known of the accuracy that auto was to reach, where nothing has been shown to reach it."""
+        if "judged_drop" in best.found:
+            return (f"; {best.found['judged_drop']:.2f} points are lost on training pictures, more than "
+                    f"{self.config.max_drop:g}")  # fmt: skip
+        return (f"; that it loses no more than {self.config.max_drop:g} points could not be shown: it has learned from "
+                "the pictures that this is judged on")  # fmt: skip
+
+    def _finish(self, steps: Sequence[Step], why: str, *, gate: bool = False) -> Artifact:
         best = max(steps, key=self._value)  # of equals the first, which is the simpler
         if best is not steps[-1]:
             why = f"{best.name} was as good as or better than what came after it"
+        if gate:
+            why += self._gate(best)
         self.told.append({"step": "kept", "why": why, "kept": best.name})
         say(f"  {self.source.name}+int8: kept {best.name}, {why}")
         files: dict[Format, Path] = {}

@@ -35,7 +35,7 @@ try:
 except ImportError as error:  # pragma: no cover - depends on the installation
     raise MissingExtraError("compress", "lightning_fabric") from error
 
-_MAX_ROLLBACKS = 3
+_MAX_ROLLBACKS = 3  # training that diverges once more is given up
 # Losses this many times their running mean, so many in a row, are divergence; one by itself is a hard picture.
 _SPIKE, _SPIKES = 4.0, 3
 # So is a judgement this many times the start's, where the start must not be lost. A smaller fall has until the second
@@ -102,6 +102,7 @@ def fit_(
     exact: Collection[str] = (),
     rescue: Rescue | None = None,
     look: Look | None = None,
+    notes: list[Any] | None = None,
 ) -> tuple[list[dict[str, Any]], float, float]:
     """Train `model` in place; it ends with the best averaged weights seen at any check.
 
@@ -117,12 +118,13 @@ def fit_(
         rescue: given, a lasting fall of the judgement below the start's counts as divergence as well
             (`_Loop.has_fallen`), and after each roll-back the network is changed by it.
         look: for studies; is shown the averaged weights with each new point of the curve.
+        notes: plain values that the caller adds to; saved with the state, and read back from it.
 
     Returns:
         The curve (one entry a check), the best and the starting judgement.
 
     Raises:
-        DivergenceError: three roll-backs have not helped and nothing is better than the start.
+        DivergenceError: after three roll-backs it diverged once more, and nothing is better than the start.
     """
     keep_memory()
     world = int(os.environ.get("WORLD_SIZE", "1"))  # set by torchrun
@@ -136,7 +138,7 @@ def fit_(
             raise ConfigError("fewer pictures a step than processes", got=f"batch {config.batch}, {world} processes",
                               expected="at least one picture each", mend="raise the batch")  # fmt: skip
         fabric.launch()
-    loop = _Loop(fabric, model, config, exact, rescue)
+    loop = _Loop(fabric, model, config, exact, rescue, [] if notes is None else notes)
     loop.resume(state)
     if loop.start_score is None:
         loop.start_score = loop.best_score = float(fabric.broadcast(judge(loop.average)))
@@ -190,10 +192,9 @@ class _Endless:
 class _Loop:
     """Weights, optimizer and bookkeeping of one training run."""
 
-    def __init__(
-        self, fabric: Any, model: nn.Module, config: RecoverConfig, exact: Collection[str], rescue: Rescue | None
-    ) -> None:
-        self.config, self.fabric, self.exact, self.rescue = config, fabric, exact, rescue
+    def __init__(self, fabric: Any, model: nn.Module, config: RecoverConfig, exact: Collection[str],
+                 rescue: Rescue | None, notes: list[Any]) -> None:  # fmt: skip
+        self.config, self.fabric, self.exact, self.rescue, self.notes = config, fabric, exact, rescue, notes
         model.to(fabric.device, memory_format=torch.channels_last)
         self.raw = model
         self.average = copy.deepcopy(model).requires_grad_(False).eval()
@@ -344,7 +345,8 @@ class _Loop:
         """Write everything now and then, whole or not at all."""
         if first and time.monotonic() - self._saved >= self.config.save_every:
             buffer = io.BytesIO()
-            torch.save({"now": self._snapshot(), **{name: getattr(self, name) for name in self._PLAIN}}, buffer)
+            torch.save({"now": self._snapshot(), "notes": self.notes,
+                        **{name: getattr(self, name) for name in self._PLAIN}}, buffer)  # fmt: skip
             artifact.write_bytes(path, buffer.getvalue())
             self._saved = time.monotonic()
 
@@ -354,6 +356,7 @@ class _Loop:
             self._restore(saved["now"])
             for name in self._PLAIN:
                 setattr(self, name, saved[name])
+            self.notes[:] = saved["notes"]
             say(f"going on at step {self.step}, after {self.elapsed:.0f} s of training")
 
 

@@ -90,6 +90,8 @@ def read(path: Path) -> ov.Model:
     Raises:
         ModelError: not there, or damaged.
     """
+    if not path.is_file():
+        raise ModelError(f"there is no model {path}", got="no such file", mend="name an .xml with its .bin beside it")
     weights = path.with_suffix(".bin")
     if not weights.is_file():
         raise ModelError(f"{path} has no weights", got=f"no {weights.name} beside it", mend="copy both files together")
