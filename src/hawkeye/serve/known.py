@@ -66,8 +66,8 @@ def info_of(known: Known, status: StreamStatus | None, result: Result | None) ->
         error=status.error, loop=known.spec.loop, fps_in=round(status.fps_in, 2),
         nominal_fps=round(known.stream.nominal_fps if known.stream else 0.0, 2), fps_done=round(status.fps_done, 2),
         latency_ms=None if status.latency_ms is None else round(status.latency_ms, 2), captured=status.captured,
-        done=status.done, drops=status.drops, damaged=status.damaged, lost=status.lost, reconnects=status.reconnects, width=status.width,
-        height=status.height, now=now, rules=known.rules, totals=status.counts or {},
+        done=status.done, drops=status.drops, damaged=status.damaged, lost=status.lost, reconnects=status.reconnects,
+        width=status.width, height=status.height, now=now, rules=known.rules, totals=status.counts or {},
         decode_ms=None if decode_ms is None else round(decode_ms, 2),
     )  # fmt: skip
 

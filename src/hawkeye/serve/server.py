@@ -43,7 +43,8 @@ def run(config: ServeConfig, *, token_file: Path | None = None) -> int:
             security: Security = app.state.security
             if not (config.private or security.tokens):
                 raise ConfigError(
-                    "others can reach this address, and nobody needs a token", got=config.public_url or f"host {config.host}",
+                    "others can reach this address, and nobody needs a token",
+                    got=config.public_url or f"host {config.host}",
                     expected="a token, or the host 127.0.0.1 and no public_url",
                     mend="hawkeye serve token add NAME --role admin, or --token-file FILE",
                 )  # fmt: skip
