@@ -219,8 +219,9 @@ class _Story:
         """Both files of a record of quantizers, made over calibration's."""
         ptq = Artifact.load(self.out / "steps" / "ptq")
         started = time.perf_counter()
-        kept = {name: ptq.details[name] for name in ("calibration_images", "calibration_digest", "calibration_seconds",
-                                                     "weight_bits", "weight_scales", "warnings")}  # fmt: skip
+        of_calibration = ("calibration_images", "calibration_digest", "calibration_seconds", "weight_bits",
+                          "weight_scales", "warnings")  # fmt: skip
+        kept = {name: value for name, value in ptq.details.items() if name in of_calibration}
         return write_int8(self.source, read_ir(ptq.path("openvino")), quantization, self.pictures, self.config,
                           kept | details, out=folder, key=digest(folder.name, self.key), started=started)  # fmt: skip
 

@@ -356,7 +356,7 @@ class _Loop:
             self._restore(saved["now"])
             for name in self._PLAIN:
                 setattr(self, name, saved[name])
-            self.notes[:] = saved["notes"]
+            self.notes[:] = saved.get("notes", [])  # absent where an older program was killed
             say(f"going on at step {self.step}, after {self.elapsed:.0f} s of training")
 
 
