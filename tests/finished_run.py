@@ -131,8 +131,9 @@ def stages(latency_ms: float = 10.0, report: Any = full_report) -> Stages:
         return original(path, imgsz=imgsz, out=out)
 
     return Stages(
-        class_names=lambda path: NAMES, original=take_in, prune=prune, recover=recover, export=export,
-        quantize=quantize, evaluate=measure, benchmark=benchmark, pictures=lambda *a, **k: None, report=report,
+        class_names=lambda path: NAMES, original=take_in, prune=prune, forecast=lambda *a: None, recover=recover,
+        export=export, quantize=quantize, evaluate=measure, benchmark=benchmark,
+        pictures=lambda *a, **k: None, report=report,
     )  # fmt: skip
 
 

@@ -31,6 +31,7 @@ class Bench:
         self.worked: list[str] = []
         self.drop, self.die_in, self.names = drop, die_in, names
         self.drawn: tuple[str, str] | None = None
+        self.forecasts: list[tuple[str, str]] = []
 
     def stages(self) -> Stages:
         return Stages(
@@ -39,6 +40,7 @@ class Bench:
                 "original", "original", file_sha256(path), out, ("pytorch",)
             ),
             prune=lambda a, c, *, out: self.make("prune", "pruned", [a.sha256, c.flops], out, ("pytorch",), a),
+            forecast=lambda before, after: self.forecasts.append((before.name, after.name)),
             recover=lambda a, c, *, teacher, out: self.make(
                 "recover", a.name, [a.sha256, teacher.sha256, c.budget], out, ("pytorch",), a
             ),

@@ -250,6 +250,16 @@ def test_threads_fewer_than_the_cores_are_not_tied_to_the_first_ones():
     assert not compiled.get_property("ENABLE_CPU_PINNING")
 
 
+def test_the_forecast_is_told_in_words(monkeypatch, tmp_path, capsys):
+    from hawkeye.compress.original import import_original
+
+    made = import_original(tiny_detector.fresh(tmp_path / "small.pt"), imgsz=64, out=tmp_path / "original")
+    monkeypatch.setattr(latency, "networks_ms", lambda networks, **_: [[20.0], [13.0]])
+    monkeypatch.setattr(latency, "networks_of", lambda *_: {"int8": None})
+    assert latency.forecast(made, made) == pytest.approx(0.65)
+    assert "0.65 of the original's in INT8, 13.0 ms instead of 20.0" in capsys.readouterr().err
+
+
 def test_networks_take_turns():
     from hawkeye.compress.layer_models import _model
 

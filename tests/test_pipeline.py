@@ -348,6 +348,19 @@ def test_the_plan_names_every_stage() -> None:
     assert set(STAGES) < {*Stages.__dataclass_fields__}
 
 
+def test_latency_is_forecast_once_before_training(project: Any, tmp_path: Path) -> None:
+    bench = Bench(die_in="recover pruned")
+    with pytest.raises(Killed):
+        optimize(project(), out=tmp_path / "run", stages=bench.stages())
+    assert bench.forecasts == [("original", "pruned")]
+    again = Bench()
+    optimize(project(), out=tmp_path / "run", stages=again.stages())
+    assert again.forecasts == [("original", "pruned")]  # it goes on with training, and says what for
+    optimize(project(), out=tmp_path / "run", stages=(done := Bench()).stages())
+    optimize(project(), out=tmp_path / "bare", skip=["recover"], stages=(bare := Bench()).stages())
+    assert (done.forecasts, bare.forecasts) == ([], [])
+
+
 @pytest.mark.parametrize(
     ("forecast", "floor", "stops"),
     [

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hawkeye import __version__, environment
-from hawkeye.artifact import Artifact, storage_errors, write_bytes
+from hawkeye.artifact import RECORD, Artifact, storage_errors, write_bytes
 from hawkeye.compare import LATENCY
 from hawkeye.config import PruneConfig, Recipe
 from hawkeye.data import Dataset, check_labels, list_images, load_dataset, read_image, readable, sample
@@ -61,6 +61,7 @@ class Stages:
     class_names: Callable[[Path], tuple[str, ...]] = class_names
     original: Callable[..., Artifact] = field(default=lazy("hawkeye.compress.original", "import_original"))
     prune: Callable[..., Artifact] = field(default=lazy("hawkeye.compress.prune", "prune"))
+    forecast: Callable[[Artifact, Artifact], object] = field(default=lazy("hawkeye.compress.latency", "forecast"))
     recover: Callable[..., Artifact] = field(default=lazy("hawkeye.compress.recover", "recover"))
     export: Callable[..., Artifact] = field(default=lazy("hawkeye.compress.export", "export"))
     quantize: Callable[..., Artifact] = field(default=lazy("hawkeye.compress.quantize", "quantize"))
@@ -297,6 +298,8 @@ class _Job:
         self.made["pruned"] = self.stages.prune(self.made["original"], config, out=self.run.prune)
         if "recover" in self.plan:
             check_forecast(self.made["pruned"], config)
+            if "latency" not in self.made["pruned"].details and not (self.run.recover / RECORD).is_file():
+                self.stages.forecast(self.made["original"], self.made["pruned"])
 
     def recover(self) -> None:
         config, teacher = self.recipe.stage(self.recipe.recover), self.made["original"]
