@@ -6,8 +6,8 @@ Every row may take the same share of the original's INT8 latency by the table of
 pictures and trained for the same number of steps. `uniform` and `flops` choose channels as the product does and refit
 likewise, so only widths differ; l1, bn and taylor choose channels by their own measure and refit nothing. Accuracy is
 that of PyTorch on the validation pictures; latencies are measured in turns at the end, in INT8. Each row is finished
-work in a folder of its own: start the same command again after an interruption. Draws `allocation.svg`, prints a
-Markdown table, then JSON.
+work in a folder of its own: start the same command again after an interruption. Draws `allocation.svg`, prints JSON,
+then a Markdown table.
 """
 
 from __future__ import annotations
@@ -118,20 +118,21 @@ def main(words: Sequence[str] | None = None) -> None:
                     for a in (original, *made.values())]  # fmt: skip
         times = [median(t) for t in networks_ms(networks, threads=environment.cpu_count(), runs=options.runs)]
     first = Matches.load(Path(rows[0]["matches"]))
-    print(f"original: mAP@0.5 {base.map50:.3f} on {base.images} pictures, {times[0]:.2f} ms in INT8\n")
-    print("| widths by | of latency, predicted | measured | FLOPs | parameters | mAP@0.5, untrained | trained "
-          f"| points below {rows[0]['way']} |\n|---|---:|---:|---:|---:|---:|---:|---:|")  # fmt: skip
+    lines = [f"original: mAP@0.5 {base.map50:.3f} on {base.images} pictures, {times[0]:.2f} ms in INT8\n",
+             "| widths by | of latency, predicted | measured | FLOPs | parameters | mAP@0.5, untrained | trained "
+             f"| points below {rows[0]['way']} |", "|---|" + "---:|" * 7]  # fmt: skip
     for row, ms in zip(rows, times[1:], strict=True):
         low, high = drop_interval(first, Matches.load(Path(row.pop("matches"))))
         row |= {"measured": ms / times[0], "ms": ms, "below": 100 * (rows[0]["after"] - row["after"]),
                 "interval": (low, high)}  # fmt: skip
-        print(f"| {row['way']} | {row['predicted']:.3f} | {row['measured']:.3f} | {row['flops']:.3f} "
+        lines.append(f"| {row['way']} | {row['predicted']:.3f} | {row['measured']:.3f} | {row['flops']:.3f} "
               f"| {row['params']:.3f} | {row['raw']:.3f} | {row['after']:.3f} "
               f"| {row['below']:.1f} [{low:.1f}, {high:.1f}] |")  # fmt: skip
     options.out.joinpath("allocation.svg").write_text(report_plots.alone(report_plots.allocation(rows)))
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items() if k != "out"}
-    print("\n" + json.dumps({"settings": settings, "original": base.map50, "original_ms": times[0], "rows": rows,
-                             "environment": environment.describe()}))  # fmt: skip
+    print(json.dumps({"settings": settings, "original": base.map50, "original_ms": times[0], "rows": rows,
+                      "environment": environment.describe()}))  # fmt: skip
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ elsewhere. The judge is recovery's loss before any training, on training picture
 mAP@0.5 on the validation pictures, in PyTorch, is to be looked at and chooses nothing. A second table takes whole
 bottlenecks out, one at a time, and channels for the same number of FLOPs; a third prunes at once or in two halves with
 the same number of training steps. Each row is a file: start the same command again after an interruption. Nothing is
-timed, so other work may run beside it. Prints Markdown tables, then JSON.
+timed, so other work may run beside it. Prints JSON, then Markdown tables.
 """
 
 from __future__ import annotations
@@ -286,9 +286,9 @@ def main(words: Sequence[str] | None = None) -> None:
                        [[row["row"].removeprefix("bottleneck "), f"{row['saved']:.1%}", f"{row['without']:.3f}",
                          f"{row['channels']:.3f}"] for row in blocks]),
     ]  # fmt: skip
-    print("\n".join(line for table in tables for line in table))
     print(json.dumps({"settings": told_of(options), "rows": rows, "bottlenecks": blocks, "trained": trained,
                       "environment": environment.describe()}))  # fmt: skip
+    print("\n".join(line for table in tables for line in table))
 
 
 if __name__ == "__main__":

@@ -83,15 +83,15 @@ def main() -> None:
          "median_ms": statistics.median(runs), "error": ms / min(runs) - 1}
         for number, (ms, runs) in enumerate(zip(predicted, measured, strict=True))
     ]  # fmt: skip
+    worst = max(abs(row["error"]) for row in rows[1:])
+    print(json.dumps({"rows": rows, "worst": worst, "measured": known.measured,
+                      "table_s": round(table_s, 1), "threads": threads, "imgsz": options.imgsz,
+                      "environment": environment.describe()}))  # fmt: skip
     print("| net | predicted ms | least ms | median ms | error |\n|---" + "|---:" * 4 + "|")
     for row in rows:
         print(f"| {row['net']} | {row['predicted_ms']:.2f} | {row['least_ms']:.2f} | {row['median_ms']:.2f} "
               f"| {row['error']:+.1%} |")  # fmt: skip
-    worst = max(abs(row["error"]) for row in rows[1:])
-    print(f"\nlargest error {worst:.1%}; {known.measured} layers measured in {table_s:.0f} s\n")
-    print(json.dumps({"rows": rows, "worst": worst, "measured": known.measured,
-                      "table_s": round(table_s, 1), "threads": threads, "imgsz": options.imgsz,
-                      "environment": environment.describe()}))  # fmt: skip
+    print(f"\nlargest error {worst:.1%}; {known.measured} layers measured in {table_s:.0f} s")
 
 
 if __name__ == "__main__":

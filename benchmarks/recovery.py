@@ -19,7 +19,7 @@ loss is that of training pictures which are not trained on, the same ones for ea
 on the validation pictures, in PyTorch, at every point of each curve (which is not counted as training): it is to be
 looked at, and chooses nothing. Each recipe has a folder of its own and goes on where it was: start the same command
 again after an interruption. Time is that of training alone, but other work on the machine takes from it: give `--steps`
-where there is any. Prints Markdown tables, then JSON.
+where there is any. Prints JSON, then Markdown tables.
 """
 
 from __future__ import annotations
@@ -151,9 +151,9 @@ def main(words: Sequence[str] | None = None) -> None:
     rows = [study(name, pruned, config, original, options.out / name.replace("/", "_"), checks)
             for name, config in configs.items()]  # fmt: skip
     rows += [fine_tuned(lr, pruned, options, checks) for lr in options.fine_tune]
-    print(tables(rows))
     told = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items() if k != "out"}
     print(json.dumps({"settings": told, "rows": rows, "environment": environment.describe()}))
+    print(tables(rows))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,3 +16,8 @@ def load(name: str) -> Any:
     sys.modules[name] = module = importlib.util.module_from_spec(spec)  # where dataclasses look
     spec.loader.exec_module(module)
     return module
+
+
+def told(printed: str) -> Any:
+    """What a study has printed as JSON, before its table."""
+    return json.loads(next(line for line in printed.splitlines() if line.startswith("{")))

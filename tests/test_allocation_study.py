@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -29,7 +27,7 @@ def test_every_way_is_within_the_latency_and_no_row_is_made_twice(small_profile,
     words = [str(model), "--data", str(scenes), "--out", str(out), "--imgsz", "64", "--latency", "0.9", "--ways", *ways,
              "--samples", "8", "--rounds", "1", "--steps", "2"]  # fmt: skip
     program.main(words)
-    told = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    told = benchmark_programs.told(capsys.readouterr().out)
     rows = {row["way"]: row for row in told["rows"]}
     assert tuple(rows) == ways
     assert all(row["predicted"] <= 0.9 and row["measured"] == pytest.approx(0.7) for row in rows.values())

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -29,7 +27,7 @@ def test_each_part_alone_changes_what_is_found_and_no_row_is_made_twice(program,
     words = [str(model), "--data", str(scenes), "--out", str(out), "--imgsz", "64", "--samples", "16", "--rounds", "2",
              "--bound", "0.8", "--steps", "2"]  # fmt: skip
     program.main(words)
-    told = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    told = benchmark_programs.told(capsys.readouterr().out)
     rows = {row["row"]: row for row in told["rows"]}
     assert len(rows) == 11
     assert all(row["flops"] <= 0.81 and row["params"] <= 0.81 for row in rows.values())
@@ -46,5 +44,5 @@ def test_each_part_alone_changes_what_is_found_and_no_row_is_made_twice(program,
     assert [row["flops"] <= 0.81 for row in told["trained"]] == [True, True]
     stamps = {path: path.stat().st_mtime_ns for path in out.rglob("*.pt")}
     program.main(words)
-    assert json.loads(capsys.readouterr().out.strip().splitlines()[-1])["rows"] == told["rows"]
+    assert benchmark_programs.told(capsys.readouterr().out)["rows"] == told["rows"]
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.pt")} == stamps

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -28,12 +26,12 @@ def test_recipes_are_trained_evaluated_and_not_trained_again(program, pruned, or
              "--steps", "4", "--checks", "2", "--evaluate", "--try", "batch=2", "labels=0", "--try"]  # fmt: skip
     program.main(words)
     text = capsys.readouterr().out
-    *lines, told = text.strip().splitlines()
+    lines = [line for line in text.splitlines() if line.startswith("|")]
     assert [line.split(" | ")[:3] for line in lines[2:4]] == [
         ["| batch=2 labels=0", "4", "8"],
         ["| defaults", "4", "16"],
     ]
-    rows = json.loads(told)["rows"]
+    rows = benchmark_programs.told(text)["rows"]
     for row in rows:
         assert [point["step"] for point in row["curve"]] == [0, 2, 4]
         assert all(0 <= point["map50"] <= 1 for point in row["curve"])
@@ -45,7 +43,7 @@ def test_recipes_are_trained_evaluated_and_not_trained_again(program, pruned, or
         assert same(*weights)
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.pt")}
     program.main(words)
-    assert json.loads(capsys.readouterr().out.strip().splitlines()[-1])["rows"] == rows
+    assert benchmark_programs.told(capsys.readouterr().out)["rows"] == rows
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.pt")} == stamps
 
 
@@ -56,7 +54,7 @@ def test_the_baseline_learns_from_labels_alone(program, pruned, original, scenes
     words += ["--data", str(scenes), "--budget", "2s", "--evaluate"]
     program.main(words)
     text = capsys.readouterr().out
-    (row,) = json.loads(text.strip().splitlines()[-1])["rows"]
+    (row,) = benchmark_programs.told(text)["rows"]
     assert row["curve"][0]["step"] == 0 and row["curve"][-1]["seconds"] >= 2
     assert all(0 <= point["map50"] <= 1 for point in row["curve"])
     assert len([line for line in text.splitlines() if line.startswith("| labels alone")]) == 1 + len(row["curve"])
