@@ -5,7 +5,7 @@
 Measures the table first where this machine has none yet (minutes). Each unit of coupled channels of each network gets
 a random width, a multiple of 8. All networks run in turns with the original; the least of `--runs` is compared with
 what the table predicts, since the table itself holds the least. Run it on an idle machine: networks are kept in
-`--out`, so `--build` makes them beforehand, and what is timed is short. Prints a Markdown table and then JSON.
+`--out`, so `--build` makes them beforehand, and what is timed is short. Prints JSON, then a Markdown table.
 """
 
 from __future__ import annotations

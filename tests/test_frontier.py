@@ -258,8 +258,10 @@ def test_an_option_that_a_frontier_cannot_follow_is_told(option: str, word: str,
 
 def test_a_size_is_chosen_for_a_run_that_can_be_made(recipe: Recipe, tmp_path: Path, capsys: Any) -> None:
     words = ["optimize", str(recipe.model), "--data", str(recipe.data), "--out", str(tmp_path / "o"), "--imgsz", "auto"]
-    assert cli.run([*words, "--skip", "prune,recovr"]) == 2
+    assert cli.run([*words, "--skip", "recovr"]) == 2
     assert "recovr" in capsys.readouterr().err
+    assert cli.run([*words, "--skip", "prune"]) == 2
+    assert "a run that prunes" in capsys.readouterr().err
     assert cli.run([*words, "--until", "nonsense"]) == 2
     assert "nonsense" in capsys.readouterr().err
     assert not list(tmp_path.glob("o*"))

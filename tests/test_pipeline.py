@@ -397,5 +397,8 @@ def test_a_hopeless_forecast_ends_the_run_before_training(
     known["latency"] = {"kept": 0.3}
     with pytest.raises(BoundsError, match=r"hopeless(.|\n)*such as --latency 0.65;"):
         optimize(timed, out=tmp_path / "timed", stages=stages)
+    of_fp32 = timed.with_(prune=timed.prune.with_(latency_of="fp32"))  # which INT8 has a part in
+    with pytest.raises(BoundsError, match=r"hopeless(.|\n)*by a larger --latency;"):
+        optimize(of_fp32, out=tmp_path / "of-fp32", stages=stages)
     assert "recover pruned" not in bench.worked
     optimize(recipe, out=tmp_path / "run", skip=["recover"], stages=stages)  # nothing is trained, so nothing is lost

@@ -351,7 +351,7 @@ recover(Artifact.load(Path({str(pruned.root)!r})), config, teacher=Artifact.load
         assert moved(state).norm() == pytest.approx(float(moved(alone).norm()), rel=0.1)
 
 
-def test_another_network_teaches_scores_and_boxes(pruned, scenes, tmp_path):
+def test_another_network_teaches_scores_and_boxes(pruned, original, scenes, tmp_path):
     wide = tiny_detector.fresh(tmp_path / "wide.pt", width=0.25, seed=1)
     teacher = import_original(wide, imgsz=64, out=tmp_path / "teacher")
     config = settings(data=scenes, teacher=wide, steps=6, checks=2)
@@ -364,10 +364,19 @@ def test_another_network_teaches_scores_and_boxes(pruned, scenes, tmp_path):
     # Named on the command line of `recover`, it is known by not being what was pruned: its channels are not those kept.
     known = recover(pruned, config.with_(teacher=None), teacher=teacher, out=tmp_path / "known")
     assert same(weights(known), weights(made))
-    # So is one of the same widths: its layers go with other ones behind them.
+    # An artefact that does not tell what it was pruned from still tells widths.
+    old = pruned.model_copy(update={"details": {k: v for k, v in pruned.details.items() if k != "pruned_from"}})
+    old._root = pruned.root
+    known = recover(old, config.with_(teacher=None), teacher=teacher, out=tmp_path / "old")
+    assert same(weights(known), weights(made))
+    # What was pruned is no other, however it is named.
+    short = config.with_(steps=2, checks=1)
+    named, plain = (recover(pruned, short.with_(teacher=path), teacher=original, out=tmp_path / f"itself-{bool(path)}")
+                    for path in (original.path("pytorch"), None))  # fmt: skip
+    assert same(weights(named), weights(plain))
+    # Of the same widths and other training is another: its layers go with other ones behind them.
     twin = tiny_detector.fresh(tmp_path / "twin.pt", width=0.0625, seed=2)
     taught = import_original(twin, imgsz=64, out=tmp_path / "twin")
-    short = config.with_(steps=2, checks=1)
     made = recover(pruned, short.with_(teacher=twin), teacher=taught, out=tmp_path / "by-twin")
     known = recover(pruned, short.with_(teacher=None), teacher=taught, out=tmp_path / "known-twin")
     assert same(weights(known), weights(made))

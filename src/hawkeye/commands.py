@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from hawkeye import gates
 from hawkeye.artifact import Artifact, write_bytes
 from hawkeye.config import Recipe
-from hawkeye.errors import EXIT_GATE_MISSED
+from hawkeye.errors import EXIT_GATE_MISSED, ConfigError
 from hawkeye.lazy import load
 from hawkeye.options import Data, Images, Json, Junit, Out, OwnSize, RunOptions, Summary, Until, about
 from hawkeye.summary import job_summary, junit_xml
@@ -46,6 +46,9 @@ def optimize(
 
     recipe = options.recipe(model)
     if options.imgsz == "auto":
+        if "prune" in (*recipe.skip, *options.left_out):
+            raise ConfigError("--imgsz auto chooses the size together with the widths", got="pruning left out",
+                              expected="a run that prunes", mend="give a number, such as --imgsz 512")  # fmt: skip
         # Before minutes of measuring; what bounds the widths is lifted, so the recipe's own say nothing.
         bare = recipe.with_(prune=recipe.prune.with_(flops=0.5, params=0.5))
         pipeline.check(bare, out=out, until=until, skip=options.left_out)

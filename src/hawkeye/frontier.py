@@ -94,7 +94,7 @@ def frontier(recipe: Recipe, *, out: Path, smaller: Path | None = None, tools: T
                           expected="a recipe that prunes", mend="take prune out of --skip")  # fmt: skip
     sizes = sorted({*recipe.search.sizes, recipe.imgsz}, reverse=True)
     bare = recipe.with_(skip=tuple({*recipe.skip, "benchmark", "pictures"}), store=None,
-                        quantize=recipe.quantize.with_(mode="ptq"))  # fmt: skip
+                        quantize=recipe.quantize.with_(mode="ptq"), gates=recipe.gates.with_(row=None))  # fmt: skip
     for model in (recipe.model, *([smaller] if smaller else ())):  # before the hours that the first of them takes
         pipeline.check(bare.with_(model=model), out=out / f"ours-{recipe.imgsz}", stages=tools.stages)
     rest = [size for size in sizes if size != recipe.imgsz]

@@ -68,8 +68,8 @@ def frontier(
     """Draw the accuracy-latency curve: this detector compressed, beside itself in INT8, both at several input sizes.
 
     Each point is an ordinary run in a folder of its own; start the same command again after an interruption. Takes the
-    options of `optimize` but those that judge; `search` in a recipe says which sizes, and which latencies the curves
-    are compared at.
+    options of `optimize` but --imgsz auto, --int8 (all are calibrated alone), --max-drop and --store; `search` in a
+    recipe says which sizes, and which latencies the curves are compared at.
 
     For example:
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from cyclopts import Parameter
 
 from hawkeye.config import BenchmarkConfig, Config, GateConfig, PruneConfig, QuantizeConfig, Recipe, RecoverConfig
+from hawkeye.errors import ConfigError
 
 Kind = TypeVar("Kind", bound=Config)
 
@@ -97,6 +98,9 @@ class RunOptions:
             ConfigError: the recipe or an option cannot be used.
         """
         base = Recipe.load(self.config) if self.config is not None else Recipe()
+        if self.latency_of is not None and self.latency is None and base.prune.latency is None:
+            raise ConfigError("--latency-of says of what --latency is a fraction", got="no --latency",
+                              expected="both", mend="add --latency 0.6")  # fmt: skip
         if self.budget is not None:  # a clock replaces the recipe's steps, which it would otherwise lose to
             base = base.with_(recover=base.recover.with_(steps=None))
         return given(

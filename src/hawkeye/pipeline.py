@@ -218,9 +218,10 @@ def check_forecast(pruned: Artifact, config: PruneConfig) -> None:
         return
     # Half way back to the original, by the bounds that were given.
     kept = {name: pruned.details[f"{name}_kept"] for name in ("flops", "params") if getattr(config, name) < 1}
-    if "latency" in pruned.details:
+    if "latency" in pruned.details and config.latency_of == "int8":
         kept["latency"] = pruned.details["latency"]["kept"]
-    advice = "prune less, such as " + " ".join(f"--{name} {(1 + part) / 2:.2f}" for name, part in kept.items())
+    numbers = " ".join(f"--{name} {(1 + part) / 2:.2f}" for name, part in kept.items())
+    advice = f"prune less, such as {numbers}" if kept else "prune less, by a larger --latency"
     if config.method != "obs":
         advice += ", or --method obs, which compensates for what it removes"
     raise BoundsError("the forecast is hopeless: pruning has left hardly anything to recover",

@@ -136,7 +136,9 @@ class _Rescue:
             say(f"the quantizer of {node} is taken out: {why}")
 
         def change(network: nn.Module) -> None:
-            fake_quantize.exclude_(network, self.quantization, [item["node"] for item in self.excluded])
+            quantizers = fake_quantize.activation_quantizers(network, self.quantization)
+            off = [node for node, quantizer in quantizers.items() if not quantizer.on]
+            fake_quantize.exclude_(network, self.quantization, [*off, *(item["node"] for item in self.excluded)])
 
         return change
 

@@ -65,7 +65,7 @@ def recover(source: Artifact, config: RecoverConfig, *, teacher: Artifact, out: 
     unfolded = yolo.load_checkpoint(teacher.path("pytorch")).model
     original = _frozen(unfolded, config.device)
     _check_teacher(original, loaded.model, teacher)
-    other = config.teacher is not None or _is_other(teacher, source)
+    other = _is_other(source, teacher, original, config)
     if other:
         say("the teacher is not what this network was pruned from: it teaches scores and boxes alone")
     kept = _kept_features(source, original, config, other)
@@ -295,10 +295,19 @@ def _stock_(model: nn.Module, trunk: SharedTrunk | None) -> nn.Module:
     return model
 
 
-def _is_other(teacher: Artifact, source: Artifact) -> bool:
-    """Whether the teacher is another network than the one that the student was made of, as far as that is recorded."""
-    base = source.files["pytorch"].sha256 if source.stage == "original" else source.details.get("pruned_from")
-    return base is not None and base != teacher.files["pytorch"].sha256
+def _is_other(source: Artifact, teacher: Artifact, network: nn.Module, config: RecoverConfig) -> bool:
+    """Whether the teacher, of this network, is another one than that of which the student was made.
+
+    What does not tell what it was made of is known by the widths of its blocks before pruning.
+    """
+    itself = source.stage == source.name == "original"
+    base = source.files["pytorch"].sha256 if itself else source.details.get("pruned_from")
+    if base is not None:
+        return bool(base != teacher.files["pytorch"].sha256)
+    blocks, widths = yolo.block_outputs(network), source.details.get("widths", {})
+    return config.teacher is not None or any(
+        network.get_submodule(blocks[name]).out_channels != widths[f"{name}.conv"][0]
+        for name in source.details.get("kept_features", ()))  # fmt: skip
 
 
 def _kept_features(source: Artifact, teacher: nn.Module, config: RecoverConfig, other: bool) -> dict[str, Tensor]:
@@ -311,7 +320,7 @@ def _kept_features(source: Artifact, teacher: nn.Module, config: RecoverConfig, 
     recorded = source.details.get("kept_features")
     if recorded is None and source.name != "original":
         raise ModelError("the artefact does not tell which channels it has kept", got=source.root,
-                         expected="an artefact of `hawkeye prune`", mend="set features = 0")  # fmt: skip
+                         expected="an artefact of `hawkeye prune`", mend="name the folder that `hawkeye prune` made, not its checkpoint")  # fmt: skip
     if recorded is None:
         return all_features(teacher, config.device)
     return {name: torch.tensor(index, device=config.device) for name, index in recorded.items()}

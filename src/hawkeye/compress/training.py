@@ -41,7 +41,7 @@ _SPIKE, _SPIKES = 4.0, 3
 # So is a judgement this many times the start's, where the start must not be lost. A smaller fall has until the second
 # half: on the way to something better the judgement rises by a fifth by itself, while the rate is at its peak.
 _WORSE = 1.5
-_CALM = 0.1  # part of the run for which recovery's head is frozen after a roll-back
+_CALM = 0.1  # part of the run for which the head is frozen after a roll-back, without a rescue
 
 Batch = dict[str, Any]
 Objective = Callable[[nn.Module, Batch], Tensor]
@@ -235,7 +235,7 @@ class _Loop:
         """One optimizer step; returns the loss. Waiting for pictures is part of its time."""
         began = time.monotonic()
         batch = next(batches)
-        # Recovery that has diverged goes on with the trunk alone for a while: the head follows what is before it.
+        # After a roll-back the trunk goes on alone for a while: the head follows what is before it.
         calm = self.rescue is None and self.rollbacks > 0 and self.progress() < self.since + _CALM
         frozen_head = calm or self.progress() < self.config.head_frozen
         for group in self.optimizer.param_groups:

@@ -21,7 +21,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -69,6 +69,7 @@ class Work:
         """
         trial, folder = self.trials[name], self.out / "trials" / name
         stages = self.stages() if self.stages is not None else Stages()
+        stages = replace(stages, forecast=lambda *_: None)  # nothing is timed beside other trials
 
         def watch(part: float, score: float) -> None:
             cost = float(Artifact.load(RunDir(folder).prune).macs)
