@@ -320,7 +320,8 @@ def _kept_features(source: Artifact, teacher: nn.Module, config: RecoverConfig, 
     recorded = source.details.get("kept_features")
     if recorded is None and source.name != "original":
         raise ModelError("the artefact does not tell which channels it has kept", got=source.root,
-                         expected="an artefact of `hawkeye prune`", mend="name the folder that `hawkeye prune` made, not its checkpoint")  # fmt: skip
+                         expected="an artefact of `hawkeye prune`",
+                         mend="name the folder that `hawkeye prune` made, not its checkpoint")  # fmt: skip
     if recorded is None:
         return all_features(teacher, config.device)
     return {name: torch.tensor(index, device=config.device) for name, index in recorded.items()}
