@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -25,6 +26,7 @@ from hawkeye.serve.config import ServeConfig, SourceConfig  # noqa: E402
 from hawkeye.serve.core import Service  # noqa: E402
 from hawkeye.serve.schemas import AlertSpec, RuleSpec, SourceSpec  # noqa: E402
 from hawkeye.serve.sources import Guard  # noqa: E402
+from hawkeye.track.counting import CountEvent  # noqa: E402
 from live_fakes import until, write_video  # noqa: E402
 
 GATE = RuleSpec(kind="line", name="gate", points=((0.5, 0.0), (0.5, 1.0)))
@@ -213,6 +215,41 @@ def test_a_source_that_was_removed_is_no_alerts_business(tmp_path: Path) -> None
         service.remove_source("cam")
         service._live._recorder.state(Source("url", "cam", "late"), 1.0, "stopped", "")
         assert "cam" not in service._alerts._present
+        service.add_source(SourceSpec(address=address, name="other"))
+        service.set_rule("other", GATE)
+        service.set_alert(AlertSpec(name="a", url="http://127.0.0.1:9/", secret="s" * 16, measure="in", rule="gate"))
+        service._live._recorder.count(Source("url", "cam", "late"), [CountEvent(0.0, "gate", "in", "red", 1)])
+        assert service.alerts()[0].firing == ()
+
+
+def test_a_drive_that_hangs_holds_up_nobody(tmp_path: Path, monkeypatch: Any) -> None:
+    write_video(tmp_path / "near.mp4")
+    far = tmp_path / "far.mp4"
+    config = world.config_of(tmp_path, media=tmp_path, source=(SourceConfig(address=str(far), loop=True),))
+    hung, halt, looks = threading.Event(), threading.Event(), []
+
+    def find(self: Guard, spec: SourceSpec, **options: Any) -> Source:
+        if spec.address == str(far):
+            looks.append(spec)
+            if len(looks) > 1:
+                hung.set()
+                halt.wait(20)
+        return real(self, spec, **options)
+
+    real = Guard.find
+    monkeypatch.setattr(Guard, "find", find)
+    with running(config) as service:
+        known = service._live._sources["far"]
+        assert hung.wait(10) and (len(looks), known.wait_s) == (2, 1.0), (
+            "at first after half a second, then a whole one"
+        )
+        service.add_source(SourceSpec(address="near.mp4", loop=True))
+        until(lambda: states(service) == {"far": "reconnecting", "near": "live"})
+        service.remove_source("far")
+        write_video(far)
+        halt.set()
+        time.sleep(0.05)
+        assert list(states(service)) == ["near"], "what was looked for is there no more"
 
 
 @pytest.mark.parametrize(
