@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import socket
@@ -20,7 +21,8 @@ import pytest
 pytest.importorskip("fastapi")
 import serve_world as world  # noqa: E402
 from hawkeye.cli import run  # noqa: E402
-from hawkeye.errors import ConfigError, DataError, HawkeyeError  # noqa: E402
+from hawkeye.errors import ConfigError, DataError, HawkeyeError, StorageError  # noqa: E402
+from hawkeye.rundir import locked  # noqa: E402
 from hawkeye.runtime.source import FFMPEG_OPTIONS, Source  # noqa: E402
 from hawkeye.serve.config import ServeConfig, SourceConfig  # noqa: E402
 from hawkeye.serve.core import Service  # noqa: E402
@@ -199,6 +201,23 @@ def test_two_services_do_not_share_a_state(tmp_path: Path, capsys: Any) -> None:
     assert "name another --state" in capsys.readouterr().err
 
 
+def test_a_state_that_cannot_be_locked_is_not_called_another_service(
+    tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    """Such as on a network drive without locks."""
+
+    def lockf(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("hawkeye.rundir.fcntl.lockf", lockf)
+    model = str(world.config_of(tmp_path).model)
+    assert run(["serve", model, "--port", "0", "--state", str(tmp_path / "state")]) == 2
+    error = capsys.readouterr().err
+    assert "cannot lock" in error and "name another --state" in error and "another service" not in error
+    with pytest.raises(StorageError, match="name another --out"), locked(tmp_path / "run"):
+        pass
+
+
 def test_a_path_with_a_colon_is_no_address(tmp_path: Path, monkeypatch: Any) -> None:
     """Only files of the media folder may be added, whatever their names."""
     monkeypatch.chdir(tmp_path)
@@ -220,6 +239,20 @@ def test_a_source_that_was_removed_is_no_alerts_business(tmp_path: Path) -> None
         service.set_alert(AlertSpec(name="a", url="http://127.0.0.1:9/", secret="s" * 16, measure="in", rule="gate"))
         service._live._recorder.count(Source("url", "cam", "late"), [CountEvent(0.0, "gate", "in", "red", 1)])
         assert service.alerts()[0].firing == ()
+
+
+def test_where_files_lie_is_not_told(tmp_path: Path) -> None:
+    media = tmp_path / "media"
+    for folder in ("hollow", "pictures"):
+        (media / folder).mkdir(parents=True)
+    (media / "notes.txt").write_text("x")
+    (media / "pictures" / "bad.jpg").write_text("x")
+    (media / "empty.mp4").touch()
+    guard = Guard(ServeConfig(media=media))
+    for name, words in (("notes.txt", "notes.txt is neither"), ("hollow", "got: hollow"), ("empty.mp4", "empty.mp4 is"),
+                        ("pictures", "cannot read bad.jpg")):  # fmt: skip
+        test = guard.test(SourceSpec(address=name))
+        assert words in test.words and str(tmp_path) not in test.words
 
 
 def test_a_drive_that_hangs_holds_up_nobody(tmp_path: Path, monkeypatch: Any) -> None:
