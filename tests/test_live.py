@@ -268,6 +268,17 @@ def test_sources_come_and_go_while_it_runs():
     assert session.error is None
 
 
+def test_a_session_that_is_over_takes_no_source():
+    """Nothing would stop its capture thread, and a camera would stay taken."""
+    before = set(capture_threads())
+    session = LiveSession(engine(), NAMES)
+    session.start()
+    session.stop()
+    with pytest.raises(ConfigError, match="is over"):
+        session.add(Stream(source("a", "camera"), open_=refuse, connect_s=None))
+    until(lambda: set(capture_threads()) <= before)
+
+
 def test_a_session_that_cannot_begin_leaves_no_thread_behind():
     """The interpreter would abort at its end: a thread inside a decoder cannot be ended then."""
     before = set(capture_threads())

@@ -174,7 +174,7 @@ def test_alerts_and_their_secrets_are_there_after_a_restart(tmp_path: Path) -> N
     again.store.close()
 
 
-def test_many_alerts_end_as_soon_as_one(tmp_path: Path) -> None:
+def test_many_alerts_end_as_soon_as_one(tmp_path: Path, caplog: Any) -> None:
     """Each waits for a receiver that does not answer; together they must not take seconds."""
     halt, sending = threading.Event(), threading.Semaphore(0)
 
@@ -193,6 +193,8 @@ def test_many_alerts_end_as_soon_as_one(tmp_path: Path) -> None:
     began = time.monotonic()
     alerts.stop()
     assert time.monotonic() - began < 2
+    lost = [line for line in caplog.messages if line == "1 messages of an alert were never delivered: no answer"]
+    assert len(lost) == 12, "told although the threads do not end before the process does"
     halt.set()
     store.close()
 

@@ -364,7 +364,10 @@ def test_tokens_on_the_command_line(tmp_path: Path, monkeypatch: Any, capsys: An
         assert run(["serve", "token", *options]) == 0
         return str(capsys.readouterr().out).strip()
 
-    assert "no tokens" in command("list")
+    assert command("list") == "no tokens: the service is for this machine only"
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("HAWKEYE_SERVE_HOST", "0.0.0.0")
+        assert "others can reach the service" in command("list")
     token = command("add", "guard", "--role", "operator", "--source", "door")
     assert len(token) >= 40
     assert "door" in command("list")

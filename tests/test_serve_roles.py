@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -353,6 +355,33 @@ def test_a_token_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot read"):
         Tokens(config, service.store, file=tmp_path / "none")
     service.stop()
+
+
+def test_of_two_administrators_that_are_removed_at_once_one_stays(tmp_path: Path, monkeypatch: Any) -> None:
+    config = world.config_of(tmp_path)
+    store = Store(tmp_path / "s.sqlite3", config)
+    tokens = Tokens(config, store, keep_admin=True)
+    for name in ("a", "b"):
+        tokens.add(name, "admin")
+    both, drop = threading.Barrier(2), store.drop
+
+    def late(kind: str, name: str) -> None:
+        with suppress(threading.BrokenBarrierError):
+            both.wait(0.2)  # for the other one's look at who is left
+        drop(kind, name)
+
+    def remove(name: str) -> str:
+        try:
+            tokens.remove(name)
+        except ConfigError as error:
+            return error.summary
+        return ""
+
+    monkeypatch.setattr(store, "drop", late)
+    with ThreadPoolExecutor(2) as pool:
+        assert sorted(pool.map(remove, ("a", "b"))) == ["", "this is the last token of an administrator"]
+    assert len(tokens.list()) == 1
+    store.close()
 
 
 def test_an_administrator_sees_every_source(tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,12 +21,14 @@ import pytest
 pytest.importorskip("fastapi")
 import serve_world as world  # noqa: E402
 from hawkeye.cli import run  # noqa: E402
-from hawkeye.errors import ConfigError, DataError, HawkeyeError  # noqa: E402
+from hawkeye.errors import ConfigError, DataError, HawkeyeError, StorageError  # noqa: E402
+from hawkeye.rundir import locked  # noqa: E402
 from hawkeye.runtime.source import FFMPEG_OPTIONS, Source  # noqa: E402
 from hawkeye.serve.config import ServeConfig, SourceConfig  # noqa: E402
 from hawkeye.serve.core import Service  # noqa: E402
 from hawkeye.serve.schemas import AlertSpec, RuleSpec, SourceSpec  # noqa: E402
 from hawkeye.serve.sources import Guard  # noqa: E402
+from hawkeye.track.counting import CountEvent  # noqa: E402
 from live_fakes import until, write_video  # noqa: E402
 
 GATE = RuleSpec(kind="line", name="gate", points=((0.5, 0.0), (0.5, 1.0)))
@@ -197,6 +201,23 @@ def test_two_services_do_not_share_a_state(tmp_path: Path, capsys: Any) -> None:
     assert "name another --state" in capsys.readouterr().err
 
 
+def test_a_state_that_cannot_be_locked_is_not_called_another_service(
+    tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    """Such as on a network drive without locks."""
+
+    def lockf(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("hawkeye.rundir.fcntl.lockf", lockf)
+    model = str(world.config_of(tmp_path).model)
+    assert run(["serve", model, "--port", "0", "--state", str(tmp_path / "state")]) == 2
+    error = capsys.readouterr().err
+    assert "cannot lock" in error and "name another --state" in error and "another service" not in error
+    with pytest.raises(StorageError, match="name another --out"), locked(tmp_path / "run"):
+        pass
+
+
 def test_a_path_with_a_colon_is_no_address(tmp_path: Path, monkeypatch: Any) -> None:
     """Only files of the media folder may be added, whatever their names."""
     monkeypatch.chdir(tmp_path)
@@ -213,6 +234,55 @@ def test_a_source_that_was_removed_is_no_alerts_business(tmp_path: Path) -> None
         service.remove_source("cam")
         service._live._recorder.state(Source("url", "cam", "late"), 1.0, "stopped", "")
         assert "cam" not in service._alerts._present
+        service.add_source(SourceSpec(address=address, name="other"))
+        service.set_rule("other", GATE)
+        service.set_alert(AlertSpec(name="a", url="http://127.0.0.1:9/", secret="s" * 16, measure="in", rule="gate"))
+        service._live._recorder.count(Source("url", "cam", "late"), [CountEvent(0.0, "gate", "in", "red", 1)])
+        assert service.alerts()[0].firing == ()
+
+
+def test_where_files_lie_is_not_told(tmp_path: Path) -> None:
+    media = tmp_path / "media"
+    for folder in ("hollow", "pictures"):
+        (media / folder).mkdir(parents=True)
+    (media / "notes.txt").write_text("x")
+    (media / "pictures" / "bad.jpg").write_text("x")
+    (media / "empty.mp4").touch()
+    guard = Guard(ServeConfig(media=media))
+    for name, words in (("notes.txt", "notes.txt is neither"), ("hollow", "got: hollow"), ("empty.mp4", "empty.mp4 is"),
+                        ("pictures", "cannot read bad.jpg")):  # fmt: skip
+        test = guard.test(SourceSpec(address=name))
+        assert words in test.words and str(tmp_path) not in test.words
+
+
+def test_a_drive_that_hangs_holds_up_nobody(tmp_path: Path, monkeypatch: Any) -> None:
+    write_video(tmp_path / "near.mp4")
+    far = tmp_path / "far.mp4"
+    config = world.config_of(tmp_path, media=tmp_path, source=(SourceConfig(address=str(far), loop=True),))
+    hung, halt, looks = threading.Event(), threading.Event(), []
+
+    def find(self: Guard, spec: SourceSpec, **options: Any) -> Source:
+        if spec.address == str(far):
+            looks.append(spec)
+            if len(looks) > 1:
+                hung.set()
+                halt.wait(20)
+        return real(self, spec, **options)
+
+    real = Guard.find
+    monkeypatch.setattr(Guard, "find", find)
+    with running(config) as service:
+        known = service._live._sources["far"]
+        assert hung.wait(10) and (len(looks), known.wait_s) == (2, 1.0), (
+            "at first after half a second, then a whole one"
+        )
+        service.add_source(SourceSpec(address="near.mp4", loop=True))
+        until(lambda: states(service) == {"far": "reconnecting", "near": "live"})
+        service.remove_source("far")
+        write_video(far)
+        halt.set()
+        time.sleep(0.05)
+        assert list(states(service)) == ["near"], "what was looked for is there no more"
 
 
 @pytest.mark.parametrize(

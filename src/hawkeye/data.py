@@ -116,14 +116,18 @@ def list_images(folder: Path) -> list[Path]:
     return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
 
 
-def read_image(path: Path) -> NDArray[np.uint8]:
+def read_image(path: Path, label: str | None = None) -> NDArray[np.uint8]:
     """Decode a picture as (H, W, 3) BGR, turned upright; its header is checked before anything is decoded.
+
+    Args:
+        label: names it in messages; its path unless given.
 
     Raises:
         DataError: not a picture, damaged, cut off, or more than 50 megapixels.
     """
-    _check_header(path, str(path))
-    return _decoded(lambda: cv2.imread(str(path), cv2.IMREAD_COLOR), str(path))
+    label = label or str(path)
+    _check_header(path, label)
+    return _decoded(lambda: cv2.imread(str(path), cv2.IMREAD_COLOR), label)
 
 
 def decode_image(content: bytes, label: str) -> NDArray[np.uint8]:

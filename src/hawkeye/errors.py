@@ -45,7 +45,7 @@ class HawkeyeError(Exception):
         if mend is not None:
             parts.append(f"to mend it: {mend}")
         super().__init__("\n  ".join(parts))
-        self.summary, self.got, self.mend = summary, got, mend
+        self.summary, self.got, self.expected, self.mend = summary, got, expected, mend
 
 
 class InputError(HawkeyeError):

@@ -136,10 +136,12 @@ class LiveSession:
         """Take a stream that was not started yet, and start it.
 
         Raises:
-            ConfigError: there is a stream of this name.
+            ConfigError: there is a stream of this name, or the session is over: nothing would stop the stream.
         """
         tracker = self._make_tracker() if rules or self.tracking else None
         with self._lock:
+            if self._halt.is_set():
+                raise ConfigError("the session is over", got=f"{stream.name}, one more source")
             if stream.name in self._lanes:
                 raise ConfigError("two sources have the same name", got=stream.name, expected="a name for each")
             self._lanes[stream.name] = Lane(stream, rules, tracker, self.bucket_s)

@@ -254,6 +254,8 @@ def _work(
 
         try:
             for stream in streams:
+                if session.stopped:  # by a signal
+                    raise KeyboardInterrupt
                 session.add(stream, rules)
         except BaseException:
             session.close()

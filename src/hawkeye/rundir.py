@@ -149,14 +149,18 @@ def locked(out: Path) -> Iterator[None]:
 
     Raises:
         RunDirError: another process works in it.
+        StorageError: its file system knows no locks.
     """
     out.mkdir(parents=True, exist_ok=True)
     with (out / LOCK).open("w") as file:
         try:
             lock(file)
-        except OSError:
+        except (BlockingIOError, PermissionError):
             raise RunDirError(f"{out} is in use", got="another process that works in it",
                               mend="wait for it, or name another --out") from None  # fmt: skip
+        except OSError as error:
+            raise StorageError(f"the file system of {out} cannot lock a file", got=error.strerror,
+                               mend="name another --out, on this machine's own disk") from None  # fmt: skip
         yield
 
 
@@ -164,7 +168,8 @@ def lock(file: IO[Any], *, wait: bool = False) -> None:
     """Lock a file, open for writing, until it is closed or this process ends, however it ends.
 
     Raises:
-        OSError: another process has it, and `wait` is false.
+        BlockingIOError, PermissionError: another process has it, and `wait` is false; which one, the system chooses.
+        OSError: the file system knows no locks, as some network drives do not.
     """
     if sys.platform == "win32":
         while True:

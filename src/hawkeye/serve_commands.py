@@ -99,7 +99,7 @@ def add(
 
         hawkeye serve token add gatekeeper --role operator --source gate-1
     """
-    with _tokens(config, state) as tokens:
+    with _tokens(_settings(config, state=state)) as tokens:
         print(tokens.add(name, role, source or None))
 
 
@@ -111,15 +111,18 @@ def list_(*, config: ConfigFile = None, state: State = None, json: Json = False)
 
         hawkeye serve token list
     """
-    with _tokens(config, state) as tokens:
+    settings = _settings(config, state=state)
+    with _tokens(settings) as tokens:
         rows = [info.model_dump() for info in tokens.list()]
     if json:
         print(as_json(rows))
     elif rows:
         shown = [{**row, "sources": "all" if row["sources"] is None else ", ".join(row["sources"])} for row in rows]
         print(table(shown, ("name", "role", "sources")))
-    else:
+    elif settings.private:
         print("no tokens: the service is for this machine only")
+    else:
+        print("no tokens: others can reach the service, and it lets nobody in without one")
 
 
 @token.command
@@ -130,7 +133,7 @@ def remove(name: str, /, *, config: ConfigFile = None, state: State = None) -> N
 
         hawkeye serve token remove dashboard
     """
-    with _tokens(config, state) as tokens:
+    with _tokens(_settings(config, state=state)) as tokens:
         tokens.remove(name)
     print(f"removed {name}")
 
@@ -140,5 +143,5 @@ def _settings(file: Path | None, **flags: Any) -> ServeConfig:
     return made
 
 
-def _tokens(file: Path | None, state: Path | None) -> Any:
-    return load("hawkeye.serve.server").tokens(_settings(file, state=state))
+def _tokens(settings: ServeConfig) -> Any:
+    return load("hawkeye.serve.server").tokens(settings)

@@ -202,18 +202,24 @@ def open_source(source: Source) -> Capture:
 
 
 class PictureCapture:
-    """Pictures one after another, each a frame; see `Capture`."""
+    """Pictures one after another, each a frame; see `Capture`.
+
+    Args:
+        base: a folder that they lie below, which errors do not tell.
+    """
 
     fps = 0.0
 
-    def __init__(self, pictures: Sequence[Path]) -> None:
-        self.frames = len(pictures)
+    def __init__(self, pictures: Sequence[Path], base: Path | None = None) -> None:
+        self.frames, self._base = len(pictures), base
         self._left = iter(pictures)
 
     def read(self) -> Shot | None:
         """See `Capture.read`."""
         path = next(self._left, None)
-        return None if path is None else Shot(read_image(path), None, path)
+        if path is None:
+            return None
+        return Shot(read_image(path, str(path.relative_to(self._base)) if self._base else None), None, path)
 
     def close(self) -> None:
         """Nothing is held open between pictures."""
@@ -236,7 +242,7 @@ class VideoCapture:
         cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
         self._label = source.label
         if source.kind == "video":
-            _check_file(Path(str(source.target)))
+            _check_file(source)
         elif source.kind == "url":
             _check_reachable(source, timeout_ms / 1e3)
         if isinstance(source.target, int):
@@ -318,17 +324,17 @@ def check_camera(number: int) -> None:
                     mend="plug it in, or name another number")  # fmt: skip
 
 
-def _check_file(path: Path) -> None:
+def _check_file(source: Source) -> None:
     try:
-        with path.open("rb") as file:
+        with Path(str(source.target)).open("rb") as file:
             start = file.read(16)
     except OSError as error:
-        raise DataError(f"cannot read {path}", got=error.strerror) from None
+        raise DataError(f"cannot read {source.label}", got=error.strerror) from None
     if not start:
-        raise DataError(f"{path} is empty", got="0 bytes", expected="a video", mend="copy or record it again")
+        raise DataError(f"{source.label} is empty", got="0 bytes", expected="a video", mend="copy or record it again")
     if start.startswith(_PLAY_LISTS):
-        raise DataError(f"{path} is a play list", got="a text that names other files", expected="a video itself",
-                        mend="name the files or addresses themselves")  # fmt: skip
+        raise DataError(f"{source.label} is a play list", got="a text that names other files",
+                        expected="a video itself", mend="name the files or addresses themselves")  # fmt: skip
 
 
 def _check_reachable(source: Source, timeout_s: float) -> None:

@@ -117,7 +117,7 @@ class Alerts:
         with self._lock:
             boxes = list(self._boxes.values())
         for box in boxes:
-            box.stop(0)
+            box.halt()
         until = time.monotonic() + _STOP_S
         for box in boxes:
             box.stop(max(0.0, until - time.monotonic()))
@@ -293,12 +293,19 @@ class Outbox:
             self._messages.append(Message.of(body))
             self._changed.notify()
 
-    def stop(self, timeout_s: float = _STOP_S) -> None:
-        """End, and wait so long for a message that is under way."""
+    def halt(self) -> None:
+        """End after the message that is under way."""
         with self._changed:
             self._halted = True
             self._changed.notify()
+
+    def stop(self, timeout_s: float = _STOP_S) -> None:
+        """End, and wait so long for a message that is under way."""
+        self.halt()
         self._thread.join(timeout_s)
+        # Not in the thread: with a receiver that does not answer, the process is over before it comes here.
+        if self._messages:
+            log.error("%d messages of an alert were never delivered: %s", self.waiting, self.error or "no answer")
 
     def _run(self) -> None:
         wait_s = self._backoff_s[0]
@@ -321,6 +328,4 @@ class Outbox:
                 self.delivered += 1
                 if self._messages and self._messages[0] is message:
                     self._messages.popleft()
-        if self._messages:
-            log.error("%d messages of an alert were never delivered: %s", len(self._messages), self.error)
         self._carrier.close()

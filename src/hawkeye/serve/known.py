@@ -11,6 +11,7 @@ from hawkeye.runtime.source import Source
 from hawkeye.runtime.stream import State, Stream
 from hawkeye.serve.schemas import RuleSpec, SourceInfo, SourceSpec
 
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 10.0  # as a stream that reconnects
 _WORDS: dict[State, str] = {
     "connecting": "connecting",
     "live": "live",
@@ -29,6 +30,8 @@ class Known:
     Attributes:
         spec: with its final name.
         stream: None while it is not there or is refused; `error` says why.
+        next_s: by the steady clock, when it is looked for again; infinite while that is done.
+        wait_s: until it is looked for once more, after it was not found the next time.
     """
 
     spec: SourceSpec
@@ -37,6 +40,8 @@ class Known:
     source: Source
     stream: Stream | None = None
     error: str = ""
+    next_s: float = 0.0
+    wait_s: float = FIRST_WAIT_S
 
     def told(self, error: Exception) -> str:
         """What an error says in one line, without where the file lies."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 
@@ -21,7 +23,7 @@ from hawkeye.runtime.stream import Stream
 from hawkeye.serve.alerts import Alerts
 from hawkeye.serve.comparison import Comparator
 from hawkeye.serve.config import ServeConfig
-from hawkeye.serve.known import Known, info_of
+from hawkeye.serve.known import FIRST_WAIT_S, LONGEST_WAIT_S, Known, info_of
 from hawkeye.serve.metrics import Metrics
 from hawkeye.serve.models import Models
 from hawkeye.serve.problems import NotFound
@@ -29,7 +31,7 @@ from hawkeye.serve.recorder import Recorder
 from hawkeye.serve.schemas import Comparison, ModelInfo, RuleSpec, SourceInfo, SourceSpec, SourceTest
 from hawkeye.serve.sources import Guard
 from hawkeye.serve.store import Store
-from hawkeye.track.counting import Counter
+from hawkeye.track.counting import Counter, CountEvent
 
 log = logging.getLogger("hawkeye.serve")
 _WIDTHS = (320, 640, 960, 1280, 1920)
@@ -47,7 +49,7 @@ class LiveSources:
         self.guard = Guard(config)
         self._sources: dict[str, Known] = {}
         self._session: LiveSession | None = None
-        self._recorder = Recorder(store, told=self._told, counted=alerts.counted)
+        self._recorder = Recorder(store, told=self._told, counted=self._counted)
         self._subscribers = Subscribers()
         self._comparator: Comparator | None = None
         self._lock = threading.RLock()
@@ -70,8 +72,8 @@ class LiveSources:
             wanted.setdefault(name, (SourceSpec.model_validate(body["spec"]), body["trusted"], ()))
         for name, (spec, trusted, own) in wanted.items():
             try:
-                source = self._seek(spec, trusted=trusted)
-                self._add(source, spec, trusted=trusted, rules=rules.get(source.name, own))
+                source, missing = self._seek(spec, trusted=trusted)
+                self._add(source, spec, trusted=trusted, rules=rules.get(source.name, own), missing=missing)
             except HawkeyeError as error:  # one bad source must not keep the service from starting
                 log.error("source %s is left out: %s", name if spec.name else "without a name", error)
         self._doctor.start()
@@ -95,8 +97,8 @@ class LiveSources:
             with self._lock:
                 session = self._session
                 for known in self._sources.values():
-                    if known.stream is None and session is not None:
-                        self._open(known, session)
+                    if known.stream is None and known.next_s <= time.monotonic():
+                        self._look_for(known)
             if session is None or session.error is None or self._halt.is_set():
                 self.error = ""
                 continue
@@ -113,7 +115,7 @@ class LiveSources:
                 log.error("%s", self.error)
 
     def _begin_anew(self, model: str | None = None) -> None:
-        """A new session with all sources, opened again; one that cannot be is no reason to leave out others."""
+        """A new session, for which all sources are looked for again, each by itself."""
         engine, names = self._models.engine(model or self._models.served)
         engine.watch = self._watch
         old, self._session = self._session, LiveSession(engine, names, outputs=[self._recorder], tracking=True)
@@ -124,7 +126,9 @@ class LiveSources:
                                    name="notices", daemon=True)  # fmt: skip
         forward.start()
         for known in self._sources.values():
-            self._open(known, self._session)
+            known.stream, known.wait_s = None, FIRST_WAIT_S
+            if known.next_s < math.inf:
+                self._look_for(known)
 
     # -- sources ------------------------------------------------------------------------------------------------------
 
@@ -141,7 +145,10 @@ class LiveSources:
         log.info("source %s added: %s", name, source.label)
         return self.source(name)
 
-    def _add(self, source: Source, spec: SourceSpec, *, trusted: bool, rules: tuple[RuleSpec, ...]) -> None:
+    def _add(
+        self, source: Source, spec: SourceSpec, *, trusted: bool, rules: tuple[RuleSpec, ...],
+        missing: HawkeyeError | None = None,
+    ) -> None:  # fmt: skip
         if len(self._sources) >= self._config.max_sources:
             raise ConfigError("too many sources", got=len(self._sources) + 1, expected=f"{self._config.max_sources}",
                               mend="remove one, or set max_sources")  # fmt: skip
@@ -150,38 +157,55 @@ class LiveSources:
                               mend="give it another name")  # fmt: skip
         known = Known(spec.model_copy(update={"name": source.name}), trusted, rules, source)
         with self._lock:
+            if self._session is None:
+                self._begin_anew()
             self._sources[source.name] = known
-            try:
-                if self._session is None:
-                    self._begin_anew()
-                else:
-                    self._open(known, self._session)
-            except HawkeyeError:
-                del self._sources[source.name]
-                raise
+            self._open(known, missing or source)
 
-    def _seek(self, spec: SourceSpec, *, trusted: bool) -> Source:
-        """A source, or what stands for it; its host is resolved when it is opened, however often that is tried."""
+    def _seek(self, spec: SourceSpec, *, trusted: bool) -> tuple[Source, HawkeyeError | None]:
+        """A source, or what stands for it and why; its host is resolved when it is opened, however often that is."""
         try:
-            return self.guard.find(spec, trusted=trusted, resolve=False)
-        except HawkeyeError:
-            return self.guard.absent(spec)
+            return self.guard.find(spec, trusted=trusted, resolve=False), None
+        except HawkeyeError as error:
+            source = self.guard.absent(spec)
+            if not spec.name and source.kind == "video":
+                log.warning("source %s is not there and was given no name: it is called %s, as a folder or pattern may "
+                            "not have been before; give it a name", source.label, source.name)  # fmt: skip
+            return source, error
 
-    def _open(self, known: Known, session: LiveSession) -> None:
-        """Give a source to a session. One that is not there, or is refused, the supervisor tries again."""
-        name = known.source.name
+    def _look_for(self, known: Known) -> None:
+        """Look for a source in a thread of its own: a network drive that hangs holds up nobody else."""
+        known.next_s = math.inf
+        threading.Thread(target=self._find, args=(known,), name=f"looks for {known.source.name}", daemon=True).start()
+
+    def _find(self, known: Known) -> None:
+        found: Source | Exception
         try:
-            known.source = self.guard.find(known.spec, trusted=known.trusted, resolve=False)
-            stream = Stream(known.source, realtime=True, loop=known.spec.loop, connect_s=None,
+            found = self.guard.find(known.spec, trusted=known.trusted, resolve=False)
+        except Exception as error:
+            found = error
+        with self._lock:
+            if self._sources.get(known.source.name) is known:
+                self._open(known, found)
+
+    def _open(self, known: Known, found: Source | Exception) -> None:
+        """Give a source to the session. One that is not there, or is refused, the supervisor looks for again."""
+        if self._session is None:  # stopped
+            return
+        try:
+            if isinstance(found, Exception):
+                raise found
+            stream = Stream(found, realtime=True, loop=known.spec.loop, connect_s=None,
                             open_=partial(self.guard.open, trusted=known.trusted))  # fmt: skip
-            session.add(stream, [rule.to_rule() for rule in known.rules])
-            known.stream, known.error = stream, ""
+            self._session.add(stream, [rule.to_rule() for rule in known.rules])
+            known.source, known.stream, known.error, known.next_s = found, stream, "", 0.0
         except Exception as error:  # whatever it is, the other sources go on
             words = known.told(error)
             if words != known.error:
-                log.error("source %s: %s", name, words)
-            known.stream, known.error = None, words
-            self._alerts.told(name, None)
+                log.error("source %s: %s", known.source.name, words)
+            known.stream, known.error, known.next_s = None, words, time.monotonic() + known.wait_s
+            known.wait_s = min(2 * known.wait_s, LONGEST_WAIT_S)
+            self._alerts.told(known.source.name, None)
 
     def remove(self, name: str) -> None:
         """See `Service.remove_source`."""
@@ -202,6 +226,10 @@ class LiveSources:
     def _told(self, name: str, present: dict[tuple[str, str], int] | None) -> None:
         if name in self._sources:  # frames of one that was removed just now are on their way still
             self._alerts.told(name, present)
+
+    def _counted(self, name: str, events: Sequence[CountEvent]) -> None:
+        if name in self._sources:
+            self._alerts.counted(name, events)
 
     def test(self, spec: SourceSpec) -> SourceTest:
         """See `Service.test_source`."""

@@ -134,6 +134,7 @@ class Tokens:
                  keep_admin: bool = False) -> None:  # fmt: skip
         self._store, self._keep_admin = store, keep_admin
         self._lock = threading.Lock()
+        self._changing = threading.Lock()  # held from the look at what there is to the change
         self._fixed: dict[str, TokenInfo] = {}  # by hash
         for given in config.token:
             self._fixed[given.sha256] = TokenInfo(name=given.name, role=given.role, sources=given.sources)
@@ -172,14 +173,16 @@ class Tokens:
         _check(info)
         if not re.fullmatch(_NAME, name):
             raise ConfigError("not a name for a token", got=name[:100], expected="letters, digits, . - _")
-        known = self._all(fresh=True).values()
-        if any(other.name == name for other in known):
-            raise ConfigError("there is a token of this name", got=name, mend="take another name, or remove that one")
-        if len(known) >= _MAX_TOKENS:
-            raise ConfigError("too many tokens", expected=f"at most {_MAX_TOKENS}")
-        token = secrets.token_urlsafe(32)
-        self._store.put("token", name, {**info.model_dump(), "sha256": digest(token)})
-        self._all(fresh=True)
+        with self._changing:
+            known = self._all(fresh=True).values()
+            if any(other.name == name for other in known):
+                raise ConfigError("there is a token of this name", got=name,
+                                  mend="take another name, or remove that one")  # fmt: skip
+            if len(known) >= _MAX_TOKENS:
+                raise ConfigError("too many tokens", expected=f"at most {_MAX_TOKENS}")
+            token = secrets.token_urlsafe(32)
+            self._store.put("token", name, {**info.model_dump(), "sha256": digest(token)})
+            self._all(fresh=True)
         return token
 
     def remove(self, name: str) -> None:
@@ -191,15 +194,16 @@ class Tokens:
         """
         if any(info.name == name for info in self._fixed.values()):
             raise ConfigError("this token is set by the configuration", got=name, mend="remove it there")
-        if name not in self._store.documents("token"):
-            raise NotFound("token", name, [info.name for info in self._all().values()])
-        admins = {info.name for info in self._all(fresh=True).values() if info.role == "admin"}
-        if self._keep_admin and admins == {name}:
-            raise ConfigError("this is the last token of an administrator", got=name,
-                              mend="make another one first, or `hawkeye serve token remove` on the machine itself",
-                              )  # fmt: skip
-        self._store.drop("token", name)
-        self._all(fresh=True)
+        with self._changing:
+            if name not in self._store.documents("token"):
+                raise NotFound("token", name, [info.name for info in self._all().values()])
+            admins = {info.name for info in self._all(fresh=True).values() if info.role == "admin"}
+            if self._keep_admin and admins == {name}:
+                raise ConfigError("this is the last token of an administrator", got=name,
+                                  mend="make another one first, or `hawkeye serve token remove` on the machine itself",
+                                  )  # fmt: skip
+            self._store.drop("token", name)
+            self._all(fresh=True)
 
     def _all(self, *, fresh: bool = False) -> dict[str, TokenInfo]:
         with self._lock:

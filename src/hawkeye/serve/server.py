@@ -33,7 +33,7 @@ def run(config: ServeConfig, *, token_file: Path | None = None) -> int:
     Raises:
         ConfigError: the address is taken or not ours, it can be reached by others and nobody needs a token, or another
             service works with the same state.
-        StorageError: the state cannot be written.
+        StorageError: the state cannot be written, or not be locked.
         ModelError: no model, or one that cannot be used.
     """
     with _listening(config) as listener, _alone(config.state):
@@ -135,9 +135,12 @@ def _alone(state: Path) -> Iterator[None]:
     with file:
         try:
             lock(file)
-        except OSError as error:
+        except (BlockingIOError, PermissionError) as error:
             raise ConfigError(f"another service works with {state}", got=error.strerror, expected="one at a time",
                               mend="end that one, or name another --state") from None  # fmt: skip
+        except OSError as error:
+            raise StorageError(f"the file system of {state} cannot lock a file", got=error.strerror,
+                               mend="name another --state, on this machine's own disk") from None  # fmt: skip
         yield
 
 

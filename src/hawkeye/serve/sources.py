@@ -27,6 +27,7 @@ from hawkeye.runtime.source import (
     FFMPEG_OPTIONS,
     SCHEMES,
     Capture,
+    PictureCapture,
     Source,
     absent_source,
     find_sources,
@@ -117,10 +118,17 @@ class Guard:
             raise ConfigError(
                 "cameras of this machine are not allowed", got=f"camera {text}", mend="set cameras = true"
             )
+        shown = text
         try:
             if not (is_address(text) or is_camera or trusted):
                 text = str(self._file(text))
             sources = find_sources([text])
+        except DataError as error:
+            if text == shown:
+                raise
+            # Where the media folder lies is nobody's business.
+            raise DataError(error.summary.replace(text, shown), got=str(error.got).replace(text, shown),
+                            expected=error.expected, mend=error.mend) from None  # fmt: skip
         except OSError as error:
             raise DataError("this source cannot be looked for", got=error.strerror,
                             mend="let the service read its folder") from None  # fmt: skip
@@ -156,7 +164,7 @@ class Guard:
             plain = parts.scheme.lower() in ("http", "https") and re.fullmatch(r"[\w.:\[\]-]+", named, re.ASCII)
             source = replace(source, target=parts._replace(netloc=f"{user}{at}{shown}:{port}").geturl(),
                              host=named if plain else "")  # fmt: skip
-        return open_source(source)
+        return PictureCapture(source.pictures, source.base) if source.kind == "pictures" else open_source(source)
 
     def test(self, spec: SourceSpec) -> SourceTest:
         """Open a source, read one picture, close it. Waits; never raises for a bad source."""
