@@ -199,7 +199,8 @@ def readable(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
             fits = False
         (good if fits else bad).append(path)
     if not good or len(bad) > MAX_UNREADABLE * len(paths):
-        raise DataError("too many pictures cannot be read", got=f"{len(bad)} of {len(paths)}, such as {bad[:3]}",
+        named = ", ".join(str(path) for path in bad[:3])
+        raise DataError("too many pictures cannot be read", got=f"{len(bad)} of {len(paths)}, such as {named}",
                         expected=f"at most {MAX_UNREADABLE:.0%}", mend="remove or replace them")  # fmt: skip
     return good, bad
 
