@@ -2,6 +2,7 @@
 
     python benchmarks/allocation.py yolov8n.pt --data coco/data.yaml --out runs/allocation --latency 0.7 --steps 200
 
+Channels alone are pruned: a separable head may reach the bound by itself, and all rows would be the same network.
 Every row may take the same share of the original's INT8 latency by the table of this CPU, is pruned on the same
 pictures and trained for the same number of steps. `uniform` and `flops` choose channels as the product does and refit
 likewise, so only widths differ; l1, bn and taylor choose channels by their own measure and refit nothing. Accuracy is
@@ -101,6 +102,7 @@ def main(words: Sequence[str] | None = None) -> None:
     base = evaluate(original, checks, runtime="pytorch-fp32", out=options.out / "original")
     for way in options.ways:
         config = PruneConfig(flops=1, params=1, latency=options.latency, samples=options.samples, rounds=options.rounds,
+                             separable=False,
                              method=way if way in ("l1", "bn", "taylor") else "obs", **shared)  # fmt: skip
         allocator = {"uniform": uniform, "flops": by_flops}.get(way, allocate)
         folder = options.out / way
