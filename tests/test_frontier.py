@@ -132,16 +132,25 @@ SIZES = {64: (4.0, 0.40), 96: (7.0, 0.52), 128: (11.0, 0.56)}  # input size: ms 
 
 
 class Study:
-    """Fake runs whose accuracy and latency follow size and widths; `ours` is what pruning adds at its size."""
+    """Fake runs whose accuracy and latency follow size and widths.
 
-    def __init__(self, ours: float) -> None:
-        self.ours, self.bench = ours, Bench()
+    Args:
+        ours: what pruning adds at its size.
+        training: the same on training pictures.
+    """
+
+    def __init__(self, ours: float, training: float = -0.02) -> None:
+        self.ours, self.training, self.bench = ours, training, Bench()
 
     def tools(self) -> Tools:
         def evaluate(artifact: Artifact, config: EvaluateConfig, *, runtime: Any, out: Path) -> AccuracyRecord:
             record = self.bench.evaluate(artifact, config, runtime=runtime, out=out)
             assert config.imgsz is not None
-            value = SIZES[config.imgsz][1] + (self.ours if kind_of(out.parents[1].name, artifact.name) == "ours" else 0)
+            on_training = out.name == "train"
+            assert on_training == (config.split == "train")
+            kind = kind_of(out.parents[2 if on_training else 1].name, artifact.name)
+            added = {True: self.training, False: self.ours}[on_training] if kind == "ours" else 0
+            value = SIZES[config.imgsz][1] + added
             hits(round(value * 100)).save(out / record.matches)
             record = record.model_copy(update={"map50": value, "map50_95": value / 2, "images": 100})
             record.save(out / f"{artifact.name}-{runtime}.json")
@@ -206,6 +215,15 @@ def test_the_curve_is_told_beside_its_rivals(recipe: Recipe, tmp_path: Path, our
     assert page == markdown(table) and "| ours 128 | 128 | 8.25 | 3.39 |" in page
     svg = (tmp_path / "study" / "frontier.svg").read_text()
     assert svg.startswith("<svg") and "var(--" not in svg
+
+
+def test_what_is_offered_at_a_latency_is_chosen_on_training_pictures(recipe: Recipe, tmp_path: Path) -> None:
+    """Pruned or not: where a smaller input finds more of them, nothing is pruned, whatever is found elsewhere."""
+    table = frontier(recipe, out=tmp_path / "study", tools=Study(0.08, training=-0.05).tools())
+    assert [row["ours"] for row in table["at"]] == ["stock 128", "stock 96", "ours 96", None]
+    assert (table["at"][1]["rival"], table["at"][1]["gain"]) == ("stock 96", 0.0)
+    assert "stock 96 is chosen, and is the best rival; nothing is pruned" in " ".join(table["words"])
+    assert {row["name"]: row["map50_training"] for row in table["rows"]}["ours 96"] == pytest.approx(0.47)
 
 
 def test_ours_is_pruned_and_recovered_once(recipe: Recipe, tmp_path: Path) -> None:
