@@ -69,7 +69,8 @@ def frontier(
 
     Each point is an ordinary run in a folder of its own; start the same command again after an interruption. Takes the
     options of `optimize` but --imgsz auto, --int8 (all are calibrated alone), --max-drop and --store; `search` in a
-    recipe says which sizes, and which latencies the curves are compared at.
+    recipe says which sizes, and which latencies the curves are compared at: what is offered there, pruned or not, is
+    chosen on training pictures.
 
     For example:
 
