@@ -387,5 +387,14 @@ def read_ir(path: Path) -> openvino.Model:
 
 
 def load(model: Path, graph: Path) -> Quantization:
-    """The quantizers of an INT8 IR file, with the kernels of the float ONNX file that it was made from."""
-    return read(read_ir(model), onnx.load(graph))
+    """The quantizers of an INT8 IR file that was made from a float ONNX file, with the kernels that it computes with.
+
+    Those are integers times a scale: training may have moved them from the float ones.
+    """
+    ir = read_ir(model)
+    found = read(ir, onnx.load(graph))
+    for node in ir.get_ordered_ops():
+        if node.get_type_name() in CONVOLUTIONS and (held := _kernel_constants(node)) is not None:
+            conv = found.convolutions[_onnx_name(node)]
+            conv.kernel = held[0].reshape(conv.kernel.shape) * conv.scale.reshape(-1, 1, 1, 1)
+    return found
