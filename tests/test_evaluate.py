@@ -138,6 +138,18 @@ def test_evaluate_writes_a_record_and_reuses_it(tmp_path):
     assert evaluate(made, config, runtime="openvino-f32", out=out).dataset_sha256 != record.dataset_sha256
 
 
+def test_some_of_the_pictures_are_enough_where_that_is_asked_for(tmp_path):
+    made = tiny_ir.artifact(tmp_path / "model")
+    config = EvaluateConfig(data=squares(tmp_path / "data"), threads=1, samples=4)
+    found = {seed: evaluate(made, config.with_(seed=seed), runtime="openvino-f32", out=tmp_path / str(seed))
+             for seed in range(4)}  # fmt: skip
+    assert {record.images for record in found.values()} == {4}
+    assert len({record.dataset_sha256 for record in found.values()}) > 1
+    again = evaluate(made, config, runtime="openvino-f32", out=tmp_path / "again")
+    assert again.dataset_sha256 == found[0].dataset_sha256
+    assert evaluate(made, config.with_(samples=100), runtime="openvino-f32", out=tmp_path / "all").images == 6
+
+
 def test_unreadable_pictures_are_counted(tmp_path):
     made = tiny_ir.artifact(tmp_path / "model")
     config = EvaluateConfig(data=squares(tmp_path / "data", count=20), threads=1)

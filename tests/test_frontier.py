@@ -147,7 +147,7 @@ class Study:
             record = self.bench.evaluate(artifact, config, runtime=runtime, out=out)
             assert config.imgsz is not None
             on_training = out.name == "train"
-            assert on_training == (config.split == "train")
+            assert (config.split, config.samples) == (("train", 300) if on_training else ("val", None))
             kind = kind_of(out.parents[2 if on_training else 1].name, artifact.name)
             added = {True: self.training, False: self.ours}[on_training] if kind == "ours" else 0
             value = SIZES[config.imgsz][1] + added

@@ -201,6 +201,8 @@ class EvaluateConfig(StageConfig):
 
     split: Literal["val", "train", "test"] = "val"
     """Which pictures of the data set."""
+    samples: Annotated[int, Field(ge=1)] | None = None
+    """At most so many of them, drawn by the seed; left out, all."""
     conf: Annotated[float, Field(ge=0, lt=1)] = 0.001
     """Detections below this score are dropped."""
     iou: Annotated[float, Field(gt=0, lt=1)] = 0.7

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hawkeye import environment
+from hawkeye import environment, keys
 from hawkeye.artifact import Artifact, Format, write_bytes
 from hawkeye.config import EvaluateConfig
 from hawkeye.data import MAX_UNREADABLE, Dataset, content_digest, load_dataset, read_image, read_labels
@@ -94,7 +94,7 @@ def evaluate(artifact: Artifact, config: EvaluateConfig, *, runtime: RuntimeName
                          mend="leave --imgsz out, or export the model at that size")  # fmt: skip
     dataset = load_dataset(config.data)
     check_names(dataset, artifact.spec.names)
-    pictures = dataset.split(config.split)
+    pictures = keys.evaluation(dataset, config)
     stem = f"{artifact.name}-{runtime}"
     settings = record_settings(artifact, config, runtime, content_digest(pictures))
     done = finished(out, stem, settings)

@@ -12,8 +12,8 @@ from typing import Any
 
 from hawkeye import __version__
 from hawkeye.artifact import digest, file_sha256
-from hawkeye.config import ExportConfig, PruneConfig, QuantizeConfig, RecoverConfig, StageConfig
-from hawkeye.data import content_digest, sample, split_holdout, training_images
+from hawkeye.config import EvaluateConfig, ExportConfig, PruneConfig, QuantizeConfig, RecoverConfig, StageConfig
+from hawkeye.data import Dataset, content_digest, sample, split_holdout, training_images
 from hawkeye.errors import DataError
 
 PARITY_PICTURES = 4
@@ -106,6 +106,16 @@ def quantize(source_sha256: str, config: QuantizeConfig) -> tuple[list[Path], tu
 def pictures_digest(pictures: Sequence[Path]) -> str:
     """Hash of what pictures show: their names, labels and order are nothing to calibration."""
     return digest(*sorted(file_sha256(path) for path in pictures))
+
+
+def evaluation(dataset: Dataset, config: EvaluateConfig) -> Sequence[Path]:
+    """Pictures that accuracy is measured on.
+
+    Raises:
+        DataError: the data set has no such split.
+    """
+    pictures = dataset.split(config.split)
+    return pictures if config.samples is None else sample(pictures, config.samples, config.seed)
 
 
 def settings(config: StageConfig, *without: str) -> dict[str, Any]:

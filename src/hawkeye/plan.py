@@ -176,7 +176,7 @@ class _Planner:
         if self.dataset is None:
             return
         config = self.recipe.stage(self.recipe.evaluate)
-        pictures = self.dataset.split(config.split)
+        pictures = keys.evaluation(self.dataset, config)
         content = content_digest(pictures)
         for name, artifact in self.made.items():
             runtimes: tuple[RuntimeName, ...] = ("openvino-f32", *config.also)
